@@ -120,7 +120,7 @@ async def _leases(url: str) -> None:
     leases = Leases(store, "http://10.0.0.1:5000")
     for number in range(_LEASES):
         digest = Digest(f"sha256:{number:064x}")
-        await leases.take("docker.io", digest)
+        await leases.acquire("docker.io", digest)
         leases.stored(digest)
     await leases.close()
     await store.close()

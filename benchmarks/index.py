@@ -111,7 +111,7 @@ async def measure(directory: Path, blobs: int) -> dict[str, object]:
     found: dict[str, object] = {"blobs": blobs, "mib on disk": _mib(directory)}
     found["rss before"] = _rss()
     started = time.perf_counter()
-    index = SqliteIndex(directory, clock=time.time, on_trouble=_trouble)
+    index = SqliteIndex(directory, clock=time.time, on_error=_trouble)
     async with index:
         await index.tag(target(0), Tag("v0"))
         found["ms to the first answer"] = _since(started)

@@ -52,7 +52,7 @@ class Held:
         """Hold a blob, or a manifest with what it lists."""
         digest = sha256(data)
         listing = read(data).listed if media_type else ()
-        await self.content.keep(Descriptor(media_type, digest, len(data)), data, listing)
+        await self.content.store_manifest(Descriptor(media_type, digest, len(data)), data, listing)
         self.clock.advance(1)
         return digest
 
@@ -110,7 +110,7 @@ async def opened(root: Path, clock: Clock, **quota: Any) -> AsyncIterator[Held]:
     """Open a cache; its evictor knows that nothing lies there unknown."""
     async with AsyncExitStack() as stack:
         held = await begun(stack, root, clock, **quota)
-        held.evictor.found(0)
+        held.evictor.set_orphans(0)
         yield held
 
 
@@ -118,7 +118,7 @@ async def begun(stack: AsyncExitStack, root: Path, clock: Clock, **quota: Any) -
     """Open a cache as at a start: its store has not been read yet."""
     directory = Directory(root)
     stack.callback(directory.close)
-    index = SqliteIndex(root / "index", clock=clock, on_trouble=lambda: None)
+    index = SqliteIndex(root / "index", clock=clock, on_error=lambda: None)
     limits = Quota(**{"max_size": LIMIT} | quota)
     held = Held(directory, await stack.enter_async_context(index), clock, limits)
     await held.content.reconciler.begin()

@@ -70,7 +70,7 @@ async def opened(root: Path, clock: Clock) -> Cache:
     """Return a cache that has come into agreement with what lies there."""
     directory = Directory(root)
     store = DiskStore(directory)
-    index = SqliteIndex(root / "index", clock=clock, on_trouble=_trouble)
+    index = SqliteIndex(root / "index", clock=clock, on_error=_trouble)
     await index.__aenter__()
     feeds = Feeds(index, _by_digest, clock, None)
     pins = Pins(index, [], parse=_by_digest, limit=lambda: LIMIT, feeds=feeds)

@@ -251,7 +251,7 @@ async def test_every_route_of_the_admin_api_is_documented(proxy: Proxy) -> None:
         for cells in rows(API, "## Admin API")
         for method in cells[1].split(", ")
     }
-    routes = proxy.app.operating.api.routes
+    routes = proxy.app.operator_api.api.routes
     assert documented == {(route.path, route.method, route.is_public) for route in routes}
 
 

@@ -108,7 +108,7 @@ async def test_t63_a_rename_into_quarantine_is_durable(
         digest = await cache.hold(b"content")
         home, there = cache.path(digest).parent, tmp_path / "quarantine"
         calls.clear()
-        assert await cache.content.faults.set_aside(digest, {"reason": "a test"}) is not None
+        assert await cache.content.faults.quarantine(digest, {"reason": "a test"}) is not None
         renamed = place(calls, lambda call: call.to == there / digest.removeprefix("sha256:"))
         synced = {call.inode for call in calls[renamed:] if call.name == "fsync"}
         assert {home.stat().st_ino, there.stat().st_ino} <= synced
@@ -141,7 +141,7 @@ async def test_notes_survive_a_power_cut(
     monkeypatch.setattr(
         sqlite3, "connect", lambda *args, **more: connect(*args, factory=Connection, **more)
     )
-    async with SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None) as index:
+    async with SqliteIndex(tmp_path / "index", clock=clock, on_error=lambda: None) as index:
         WRITES.clear()
         await index.set_note("a", 1)
         await index.set_note("pins", ["app:1"])

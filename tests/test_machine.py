@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from proxy.content.eviction import NoRoom
+from proxy.content.eviction import NoSpace
 from proxy.core.errors import Conflict, PinUnknown
 from proxy.core.names import Digest
 from proxy.core.records import BLOCK, disk_bytes
@@ -280,7 +280,7 @@ class Machine(RuleBasedStateMachine):
         try:
             self.run(work())
             had_room = True
-        except NoRoom:
+        except NoSpace:
             had_room = False
         gone = before - self._held()
         freed = sum(map(size_of, gone)) + aside - self.now.store.quarantine.bytes
@@ -368,7 +368,9 @@ async def _never(*_: object) -> bool:
 
 @pytest.mark.timeout(600)
 def test_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.content.pins._REST", 0.0)  # what is pinned is looked at each time
+    monkeypatch.setattr(
+        "proxy.content.pins._PAUSE_FACTOR", 0.0
+    )  # what is pinned is looked at each time
     run_state_machine_as_test(
         Machine,
         settings=settings(

@@ -140,9 +140,9 @@ class AuditLog(Protocol):
 
     @property
     def is_nearly_full(self) -> bool:
-        """Await ``room`` before the next request is answered."""
+        """Await ``wait_for_room`` before the next request is answered."""
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait for room for more events, for a moment."""
 
 
@@ -164,7 +164,7 @@ def entry(event: AuditEvent) -> dict[str, Any]:
     return about | {"audit": known.pop("event")} | known
 
 
-def carried(event: AuditEvent) -> dict[str, Any]:
+def request_line_fields(event: AuditEvent) -> dict[str, Any]:
     """Return the fields that the request line of an allowed pull needs to be its audit line too."""
     return {
         "audit": event.event.value,

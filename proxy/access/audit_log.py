@@ -64,7 +64,7 @@ class Audit:
             self._sink(),
             lost=lambda count: AuditEvent(event=Event.LOST, outcome=Verdict.FAILED, count=count),
             on_lost=self._count_lost,
-            on_trouble=self._report,
+            on_error=self._report,
         )
 
     def start(self) -> None:
@@ -83,12 +83,12 @@ class Audit:
 
     @property
     def is_nearly_full(self) -> bool:
-        """Await ``room`` before the next request is answered."""
+        """Await ``wait_for_room`` before the next request is answered."""
         return self._lines.is_nearly_full
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait for room for more events, for a moment."""
-        await self._lines.room()
+        await self._lines.wait_for_room()
 
     def use(self, access: Access) -> None:
         """Use the file of these settings from now on."""

@@ -33,11 +33,11 @@ class Policy:
     def of(cls, access: Access, selector: Callable[[str], Selector]) -> "Policy":
         """Return the policy of settings; ``selector`` parses patterns. Raises ``ConfigError``."""
         memberships = Memberships(access.networks, access.groups)
-        rules, groups = Decisions(Rules(access, selector)), named_groups(access.rules)
+        rules, groups = DecisionCache(Rules(access, selector)), named_groups(access.rules)
         return cls(rules, memberships, access.is_configured, groups)
 
 
-class Decisions:
+class DecisionCache:
     """Rules with a table of their decisions about pulls; at the limit the oldest is dropped."""
 
     def __init__(self, rules: AccessRules) -> None:

@@ -45,7 +45,7 @@ class Identifier(Protocol):
         """
 
 
-class Everyone:
+class AnonymousIdentifier:
     """Without access control each client is anonymous, whatever it sends."""
 
     def seal(self, authorization: str) -> bytes:

@@ -26,7 +26,7 @@ RETRY_SECONDS: Final = 30.0
 """The minimum time between two fetches, whatever clients send."""
 
 MAX_KEYS: Final = 100
-LEAST_RSA_BITS: Final = 2048
+MIN_RSA_BITS: Final = 2048
 _TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 _DISCOVERY: Final = "/.well-known/openid-configuration"
 
@@ -119,7 +119,7 @@ def _parse(key: dict[str, Any], algorithm: str) -> jwt.PyJWK | None:
         parsed = jwt.PyJWK(key, algorithm)
     except (jwt.PyJWTError, ValueError, TypeError, KeyError):
         return None
-    if isinstance(parsed.key, RSAPublicKey) and parsed.key.key_size < LEAST_RSA_BITS:
+    if isinstance(parsed.key, RSAPublicKey) and parsed.key.key_size < MIN_RSA_BITS:
         return None
     return parsed
 

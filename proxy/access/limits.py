@@ -34,7 +34,7 @@ REQUEST_BURST: Final = 2.0
 BYTE_BURST: Final = 1.0
 """Seconds' worth of bytes that an idle client receives at once."""
 
-LEAST_PIECE: Final = 4 * 1024
+MIN_PIECE: Final = 4 * 1024
 PIECES_PER_SECOND: Final = 20
 """Number of pieces into which the bytes of a second are cut, so that transfers share evenly."""
 
@@ -119,29 +119,29 @@ class Client:
         if wait:
             await self._wait("requests", wait)
 
-    async def turn(self, most: int) -> int:
+    async def acquire(self, most: int) -> int:
         """Wait until bytes may be sent; return how many, at least one and at most ``most``."""
         bucket, speed = self._bytes, self._owner.limits.bytes_per_second
         if bucket is None or not speed:
             return most
-        size = min(most, max(LEAST_PIECE, speed // PIECES_PER_SECOND))
+        size = min(most, max(MIN_PIECE, speed // PIECES_PER_SECOND))
         if wait := bucket.take(size, self._owner.now()):
             try:
                 await self._wait("bytes", wait)
             except asyncio.CancelledError:
-                self.give_back(size)
+                self.refund(size)
                 raise
         return size
 
-    async def small_turn(self, size: int) -> None:
+    async def acquire_small(self, size: int) -> None:
         """Wait until a body may be sent, but not longer than clients wait for headers."""
         if self._bytes is not None and (wait := self._bytes.take(size, self._owner.now())):
             await self._wait("bytes", min(wait, MAX_WAIT))
 
-    def give_back(self, size: int) -> None:
-        """Give back bytes of a turn that were not sent."""
+    def refund(self, size: int) -> None:
+        """Return acquired bytes that were not sent."""
         if self._bytes is not None:
-            self._bytes.give_back(size)
+            self._bytes.refund(size)
 
     @contextmanager
     def _counted(self, limit: str) -> Iterator[None]:
@@ -307,7 +307,7 @@ class ClientLimits:
             for client in dict.fromkeys((*by_requests, *by_bytes))
         ]
 
-    def taken(self) -> dict[str, list[int]]:
+    def drain(self) -> dict[str, list[int]]:
         """Return each client's requests and bytes since the last call, and reset the counts."""
         found = {
             name: [client.requests, client.sent]
@@ -319,7 +319,7 @@ class ClientLimits:
         return found
 
     def add(self, counts: Mapping[str, list[int]]) -> None:
-        """Add what ``taken`` returned in another process."""
+        """Add what ``drain`` returned in another process."""
         for name, (requests, sent) in counts.items():
             client = self._of(name)
             client.requests += requests

@@ -99,7 +99,7 @@ class Sources:
         return (file for file in (self.users, self.tokens) if file is not None)
 
 
-def opened(access: Access, fetch_for: FetchFor, before: Sources | None = None) -> Sources:
+def open_sources(access: Access, fetch_for: FetchFor, before: Sources | None = None) -> Sources:
     """Return the sources that the settings name. Raises ``ConfigError``.
 
     The keys of an issuer outlast a reload: it may be down. ``before`` are the sources until then.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from proxy.access.audit_log import Audit
 from proxy.app import engine as engines
 from proxy.app import listening, reload, serving
-from proxy.app.api import Operating
+from proxy.app.api import OperatorApi
 from proxy.app.bucket import SecondTier
 from proxy.app.descriptors import DescriptorLimits, descriptor_limits, raise_limit
 from proxy.app.engine import Engine, Environment
@@ -17,8 +17,8 @@ from proxy.app.fleet import Fleet
 from proxy.app.identity import Identity
 from proxy.app.notifications import receivers
 from proxy.app.serving import Handlers
-from proxy.app.workers import crew as crews
-from proxy.app.workers.ledger import Ledger
+from proxy.app.workers import pool as worker_pool
+from proxy.app.workers.report_receiver import ReportReceiver
 from proxy.content.content import Content
 from proxy.runtime import loop_monitor
 from proxy.runtime.events import Events
@@ -45,7 +45,7 @@ class App:
 
     address: str | None
     admin: Admin
-    operating: Operating
+    operator_api: OperatorApi
     content: Content
     reload: Apply
     reopen: Callable[[], None]
@@ -77,7 +77,7 @@ async def running(
             stack.enter_context(listener)
         limits = descriptor_limits(raise_limit(), settings.most_downloads)
         address = listening.address(listeners[0]) if listeners else None
-        engine = await engines.opened(stack, settings, environment, limits.downloads, address)
+        engine = await engines.open_engine(stack, settings, environment, limits.downloads, address)
         level, metrics = settings.log.level, engine.metrics
         request_log = RequestLog(output, level=level, on_drop=metrics.cache.unlogged)
         audit = Audit(settings.access, output, metrics)
@@ -90,14 +90,14 @@ async def running(
         ports = _Ports(listeners, certificate, limits, output)
         reloading, count = await _accept(stack, settings, engine, parts, ports)
         reloader = reload.Reloader(settings, engine, parts, certificate, request_log)
-        apply = parts.operating.process.begin(reloading(reloader.apply))
+        apply = parts.operator_api.process.begin(reloading(reloader.apply))
         if listeners:
-            parts.keeping.start(engine.background)
+            parts.image_updates.start(engine.background)
             _scrub(engine.background, parts.services.verifier, settings)
         yield App(
             address,
             parts.admin,
-            parts.operating,
+            parts.operator_api,
             engine.storage.content,
             apply,
             audit.reopen,
@@ -127,7 +127,7 @@ async def _start(
     background.start("policies", policies.watch)
     stack.push_async_callback(policies.close)
     _maintain(background, engine, settings)
-    await stack.enter_async_context(parts.operating.running(background))
+    await stack.enter_async_context(parts.operator_api.running(background))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +153,12 @@ async def _accept(
     if settings.admin.socket:
         await servers.serve_operator(stack.enter_context(listening.admin(directory)))
     if len(listeners) > 1:
-        inside = stack.enter_context(listening.inside(directory))
-        await servers.serve_workers(inside, limit=ports.limits.clients)
-        ledger = Ledger(engine, parts.guards.limits, ports.output)
-        crew = await crews.started(stack, settings, engine, ledger, listeners)
-        parts.services.on_switch.append(crew.switch)
-        return crew.reloading, ledger.responses
+        internal = stack.enter_context(listening.internal(directory))
+        await servers.serve_workers(internal, limit=ports.limits.clients)
+        reports = ReportReceiver(engine, parts.guards.limits, ports.output)
+        pool = await worker_pool.start_workers(stack, settings, engine, reports, listeners)
+        parts.services.on_switch.append(pool.switch)
+        return pool.reloading, reports.responses
     if listeners:
         clients = await servers.serve_clients(
             listeners[0],

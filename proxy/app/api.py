@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from proxy.app.engine import Engine
 from proxy.runtime.events import Events
 from proxy.runtime.supervisor import Supervisor
-from proxy.services.catalogue import Catalogue
 from proxy.services.explain import Explainer
+from proxy.services.image_search import ImageSearch
 from proxy.services.jobs import Jobs
 from proxy.services.popularity import Popularity
 from proxy.services.series import Series
@@ -20,17 +20,17 @@ from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.history import History
 from proxy.web.admin.api.images import Images
 from proxy.web.admin.api.jobs import JobRoutes
-from proxy.web.admin.api.keeping import Keeping
 from proxy.web.admin.api.live import Live
 from proxy.web.admin.api.openapi import Description
 from proxy.web.admin.api.process import Process
+from proxy.web.admin.api.protection import ProtectionRoutes
 from proxy.web.admin.api.state import State
 from proxy.web.admin.api.streams import Streams
 from proxy.web.admin.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
-class Operating:
+class OperatorApi:
     """The Admin API, and its parts with a separate lifetime."""
 
     api: Api
@@ -41,7 +41,7 @@ class Operating:
     jobs: Jobs
     series: Series
     popularity: Popularity
-    catalogue: Catalogue
+    image_search: ImageSearch
 
     @asynccontextmanager
     async def running(self, background: Supervisor) -> AsyncIterator[None]:
@@ -57,14 +57,14 @@ class Operating:
             yield
 
 
-def built(
+def build_api(
     engine: Engine, statistics: Statistics, services: Services, guard: Guard, process: Process
-) -> Operating:
+) -> OperatorApi:
     """Return the Admin API."""
     jobs, streams = Jobs(), Streams()
     series = Series(engine.storage.content, engine.metrics)
     popularity = Popularity(engine.storage.content, engine.metrics.tally)
-    catalogue = Catalogue(engine.storage.content, popularity.pulls)
+    image_search = ImageSearch(engine.storage.content, popularity.pulls)
     live = Live(statistics, streams)
     explainer = Explainer(
         engine.storage.content,
@@ -78,14 +78,14 @@ def built(
         live,
         EventFeed(engine.events, streams),
         History(series, popularity, engine.storage.clock),
-        Keeping(services),
-        Images(services, catalogue, popularity),
+        ProtectionRoutes(services),
+        Images(services, image_search, popularity),
         Explaining(explainer, engine.router, services.guards),
         JobRoutes(services, jobs),
         process,
     )
     routes = [route for group in groups for route in group.routes]
     api = Api(Description(routes).routes, guard)
-    return Operating(
-        api, engine.events, process, live, streams, jobs, series, popularity, catalogue
+    return OperatorApi(
+        api, engine.events, process, live, streams, jobs, series, popularity, image_search
     )

@@ -46,7 +46,7 @@ class SecondTier:
         return await self.client.url(digest, seconds)
 
 
-async def opened(
+async def open_bucket(
     stack: AsyncExitStack,
     configured: Bucket,
     storage: "Storage",
@@ -66,21 +66,23 @@ async def opened(
     from proxy.storage.bucket.source import BucketSource  # noqa: PLC0415 - needs obstore
 
     secret = read_secret(configured)
-    shelf = storage.shelf
-    client = BucketClient(configured.url, stores(configured, secret), shelf.counters)
+    local_storage = storage.local_storage
+    client = BucketClient(configured.url, stores(configured, secret), local_storage.counters)
     recency = shared
     if recency is None:
-        recency = own = LocalRecency(shelf.clock)
+        recency = own = LocalRecency(local_storage.clock)
         await _load(own, storage)
         stack.push_async_callback(_save, own, storage)
-    uploads = Uploads(client, shelf, smallest=smallest, sweep=partial(sweep, configured, secret))
+    uploads = Uploads(
+        client, local_storage, smallest=smallest, sweep=partial(sweep, configured, secret)
+    )
     stack.push_async_callback(uploads.close)
     storage.content.on_stored.append(uploads.add)
     source = BucketSource(client, recency, uploads.replace)
     stack.push_async_callback(source.close)
-    source.on_wrong.append(storage.content.faults.wrong_from(Place.BUCKET))
+    source.on_wrong.append(storage.content.faults.mismatch_reporter(Place.BUCKET))
     evictor = BucketEvictor(
-        client, shelf, recency, limit=configured.max_size, protected=storage.pins.protected
+        client, local_storage, recency, limit=configured.max_size, protected=storage.pins.protected
     )
     return SecondTier(client, source, uploads, evictor, recency)
 
@@ -93,7 +95,7 @@ def stores(configured: Bucket, secret: str | None) -> "Stores":
         raise ConfigError(
             f"storage.bucket: {error.name} is not installed; pip install 'millpond[bucket]'"
         ) from None
-    return opening.opened(configured, secret)
+    return opening.open_stores(configured, secret)
 
 
 def read_secret(configured: Bucket) -> str | None:

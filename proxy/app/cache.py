@@ -13,9 +13,9 @@ from proxy.core.names import Digest, Target
 from proxy.repository import Cache
 from proxy.repository.blobs import Blobs
 from proxy.repository.cool_downs import CoolDowns
-from proxy.repository.held_manifests import HeldManifests
 from proxy.repository.link_checks import LinkChecks
 from proxy.repository.listings import Listings
+from proxy.repository.manifest_cache import ManifestCache
 from proxy.repository.manifests import Manifests
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
@@ -29,7 +29,7 @@ from proxy.repository.tags import Tags
 from proxy.settings import Settings
 
 
-class Below(NamedTuple):
+class LowerLayers(NamedTuple):
     """The layers below the cache. ``sharing`` None: there are no other replicas."""
 
     storage: Storage
@@ -38,7 +38,7 @@ class Below(NamedTuple):
     sharing: Sharing | None
 
 
-async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cache:
+async def build_cache(stack: AsyncExitStack, settings: Settings, below: LowerLayers) -> Cache:
     """Return the cache over the storage; ``stack`` closes it."""
     storage, downloads, sources, sharing = below
     content, clock = storage.content, storage.clock
@@ -46,7 +46,7 @@ async def built(stack: AsyncExitStack, settings: Settings, below: Below) -> Cach
     absences = NegativeCache(sources, ManifestUnknown, clock)
     await absences.load(storage.expiring)
     stack.push_async_callback(absences.save, storage.expiring)
-    held = HeldManifests(content, int(settings.memory.manifests))
+    held = ManifestCache(content, int(settings.memory.manifests))
     stack.push_async_callback(held.close)
     manifests = Manifests(content, sources, held=held, lists=lists, absences=absences)
     stack.push_async_callback(manifests.close)

@@ -9,12 +9,12 @@ from proxy.access.identity import Identifier
 from proxy.access.rules import AccessRules
 from proxy.app import bucket as buckets
 from proxy.app import cache as caching
-from proxy.app import emissions, facts, tracing
+from proxy.app import content_events, facts, tracing
 from proxy.app import fleet as fleets
 from proxy.app import storage as storages
 from proxy.app.fleet import Fleet
 from proxy.app.storage import Storage
-from proxy.app.upstreams import Beside, Upstreams
+from proxy.app.upstreams import UpstreamExtras, Upstreams
 from proxy.content.downloads import Downloads
 from proxy.core.records import Clock
 from proxy.core.routing import Router
@@ -22,7 +22,7 @@ from proxy.fleet.recency import SharedRecency
 from proxy.fleet.store import Store
 from proxy.repository import Cache
 from proxy.repository.confirmations import Confirmations
-from proxy.repository.origins import Elsewhere, Origins
+from proxy.repository.origins import Origins, SharedSources
 from proxy.runtime.events import Events
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.spans import Tracer
@@ -66,7 +66,7 @@ class Engine:
     """None: this replica is alone."""
 
 
-async def opened(
+async def open_engine(
     stack: AsyncExitStack,
     settings: Settings,
     environment: Environment,
@@ -80,25 +80,25 @@ async def opened(
     """
     metrics, router = Metrics(settings.upstreams), Router(settings)
     events = Events(environment.clock)
-    tracer = tracing.opened(stack, settings.tracing)
-    storage = await storages.opened(stack, settings, router, metrics, environment.clock)
-    emissions.connect(events, storage.content)
-    stack.push_async_callback(storage.layout.keep)
+    tracer = tracing.open_tracer(stack, settings.tracing)
+    storage = await storages.open_storage(stack, settings, router, metrics, environment.clock)
+    content_events.connect(events, storage.content)
+    stack.push_async_callback(storage.layout.publish_if_changed)
     background = Supervisor(metrics.tasks, metrics.readiness)
     stack.push_async_callback(background.close)
     store = None if listens_at is None else fleets.open_store(stack, settings, metrics)
     storage = await _with_bucket(stack, settings, storage, store, background)
     downloads = Downloads(storage.content, settings.storage.min_complete_ratio)
-    local = fleets.Local(storage.content, downloads, storage.bucket, listens_at)
-    fleet = await fleets.opened(stack, settings, store, metrics, local)
+    local = fleets.LocalParts(storage.content, downloads, storage.bucket, listens_at)
+    fleet = await fleets.open_fleet(stack, settings, store, metrics, local)
     stack.push_async_callback(downloads.close)
-    clock, beside = environment.clock, _beside(storage, fleet, events)
-    upstreams = Upstreams(metrics, clock, max_downloads, environment.network, beside)
+    clock, extras = environment.clock, _upstream_extras(storage, fleet, events)
+    upstreams = Upstreams(metrics, clock, max_downloads, environment.network, extras)
     stack.push_async_callback(upstreams.close)
     origins = Origins(upstreams.commit(await upstreams.prepare(settings)))
     known = None if fleet is None else facts.SharedFacts(fleet, storage, origins, upstreams)
-    below = caching.Below(storage, downloads, origins, None if known is None else known.tags)
-    cache = await caching.built(stack, settings, below)
+    below = caching.LowerLayers(storage, downloads, origins, None if known is None else known.tags)
+    cache = await caching.build_cache(stack, settings, below)
     if known is not None:
         known.share_small(cache.manifests, downloads)
         known.start(stack, metrics)
@@ -135,14 +135,14 @@ async def _with_bucket(
         storage.index.uses.on_used = recency.touch_all
         background.start("bucket uses", recency.run)
     smallest = fleets.smallest_object(settings, configured)
-    tier = await buckets.opened(stack, configured, storage, recency, smallest)
+    tier = await buckets.open_bucket(stack, configured, storage, recency, smallest)
     return replace(storage, bucket=tier)
 
 
-def _beside(storage: Storage, fleet: Fleet | None, events: Events) -> Beside:
+def _upstream_extras(storage: Storage, fleet: Fleet | None, events: Events) -> UpstreamExtras:
     """Return what upstreams use besides their registries."""
     bucket = None if storage.bucket is None else storage.bucket.source
     exchange = None if fleet is None else fleet.exchange
     if exchange is None:
-        return Beside(Elsewhere(bucket, None), None, events)
-    return Beside(Elsewhere(bucket, exchange.peers), exchange.tokens, events)
+        return UpstreamExtras(SharedSources(bucket, None), None, events)
+    return UpstreamExtras(SharedSources(bucket, exchange.peers), exchange.tokens, events)

@@ -72,7 +72,7 @@ class SharedFacts:
                 exchange.small.add(target, descriptor, body, is_public)
 
         def ended(download: Download) -> None:
-            is_new = download.landed and download.place is Place.REGISTRY
+            is_new = download.is_proven and download.place is Place.REGISTRY
             if is_new and self._is_shared(download.target.upstream):
                 exchange.small_blobs.add(download)
 

@@ -20,7 +20,7 @@ from proxy.core.errors import ConfigError
 from proxy.core.names import Digest
 from proxy.core.sentinels import SCHEMES, Sentinels
 from proxy.core.sources import Place
-from proxy.fleet.delegating import Delegating
+from proxy.fleet.delegation import DelegatedSource
 from proxy.fleet.leases import Leases, Progress
 from proxy.fleet.manifests import Manifests
 from proxy.fleet.peers import Peers as PeerClient
@@ -28,7 +28,7 @@ from proxy.fleet.replicas import Replicas
 from proxy.fleet.signatures import MIN_SECRET, Signer
 from proxy.fleet.small_blobs import SmallBlobs
 from proxy.fleet.small_content import LARGEST, SmallContent
-from proxy.fleet.sources import Following, Holding, Rescuing
+from proxy.fleet.sources import LeaseHolderSource, ReplicaSource, RescueSource
 from proxy.fleet.store import Store
 from proxy.fleet.tokens import TokenVault
 from proxy.repository.origins import Peers
@@ -45,7 +45,7 @@ _SMALL: Final = 4096
 log = structlog.get_logger(__name__)
 
 
-class Local(NamedTuple):
+class LocalParts(NamedTuple):
     """The parts of this replica."""
 
     content: Content
@@ -55,7 +55,7 @@ class Local(NamedTuple):
     """HOST:PORT, None without clients."""
 
 
-class Exchange(NamedTuple):
+class ContentExchange(NamedTuple):
     """The parts that exchange content and tokens."""
 
     signer: Signer
@@ -73,7 +73,7 @@ class Fleet:
     store: Store
     address: str
     replicas: Replicas
-    exchange: Exchange | None
+    exchange: ContentExchange | None
 
 
 class _Replica(NamedTuple):
@@ -83,7 +83,7 @@ class _Replica(NamedTuple):
     background: Supervisor
     store: Store
     replicas: Replicas
-    local: Local
+    local: LocalParts
 
 
 def open_store(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Store | None:
@@ -104,12 +104,12 @@ def smallest_object(settings: Settings, bucket: Bucket) -> int:
     return 0 if settings.fleet.secret_file is None else bucket.min_object
 
 
-async def opened(
+async def open_fleet(
     stack: AsyncExitStack,
     settings: Settings,
     store: Store | None,
     metrics: Metrics,
-    local: Local,
+    local: LocalParts,
 ) -> Fleet | None:
     """Return the parts of a replica; ``stack`` closes them. Raises ``ConfigError``.
 
@@ -138,33 +138,38 @@ async def opened(
     return Fleet(store, address, replicas, exchange)
 
 
-def _exchange(replica: _Replica, secret: bytes, largest: int, metrics: Metrics) -> Exchange:
+def _exchange(replica: _Replica, secret: bytes, largest: int, metrics: Metrics) -> ContentExchange:
     """Return what exchanges content; blobs of up to ``largest`` bytes go through Redis."""
     stack, background, store, replicas, local = replica
     bucket = None if local.bucket is None else local.bucket.source
     signer = Signer(secret, replicas.address, store.now)
     client = PeerClient(signer, metrics.fleet)
     stack.push_async_callback(client.close)
-    client.on_wrong.append(local.content.faults.wrong_from(Place.PEER))
+    client.on_wrong.append(local.content.faults.mismatch_reporter(Place.PEER))
     leases = Leases(store, replicas.address)
     stack.push_async_callback(leases.close)
     _report(local, leases)
-    background.start("fleet leases", lambda: leases.keep(_progress(local.downloads)))
-    holding = Holding(leases, client, replicas.others)
+    background.start("fleet leases", lambda: leases.renew_forever(_progress(local.downloads)))
+    replica_source = ReplicaSource(leases, client, replicas.others)
     small = SmallContent(store)
     background.start("fleet manifests", small.run)
-    small_blobs = SmallBlobs(store, largest, local.content.look)
+    small_blobs = SmallBlobs(store, largest, local.content.read_untouched)
     background.start("fleet blobs", small_blobs.run)
-    others = (holding,) if bucket is None else (bucket, holding)
+    others = (replica_source,) if bucket is None else (bucket, replica_source)
     manifests = Manifests(leases, client, (small, *others))
     stack.push_async_callback(manifests.close)
-    following, rescuing = Following(leases, client, bucket), Rescuing(leases, client, holding)
-    delegating = Delegating(client, replicas.others)
-    peers = Peers(small_blobs, following, holding, manifests, delegating, rescuing, leases.release)
-    return Exchange(signer, leases, peers, TokenVault(store, secret), small, small_blobs)
+    lease_holder, rescue = (
+        LeaseHolderSource(leases, client, bucket),
+        RescueSource(leases, client, replica_source),
+    )
+    delegate = DelegatedSource(client, replicas.others)
+    peers = Peers(
+        small_blobs, lease_holder, replica_source, manifests, delegate, rescue, leases.release
+    )
+    return ContentExchange(signer, leases, peers, TokenVault(store, secret), small, small_blobs)
 
 
-def _report(local: Local, leases: Leases) -> None:
+def _report(local: LocalParts, leases: Leases) -> None:
     """Have leases follow what is downloaded and stored here."""
     local.content.on_stored.append(leases.stored)
     if local.bucket is not None:

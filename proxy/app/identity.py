@@ -52,7 +52,7 @@ class Identity:
             return None
         from proxy.access import sources  # noqa: PLC0415 - see above
 
-        return sources.opened(access, fetch_for, self._sources)
+        return sources.open_sources(access, fetch_for, self._sources)
 
     def use(self, sources: "Sources | None", access: Access) -> None:
         """Identify clients by these sources from now on. Neither fails nor waits."""

@@ -75,7 +75,7 @@ def admin(directory: Directory) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def inside(directory: Directory) -> Iterator[socket.socket]:
+def internal(directory: Directory) -> Iterator[socket.socket]:
     """Listen on ``workers.sock`` in the cache's directory. Raises ``ConfigError``."""
     with _private(directory, WORKERS_SOCKET, "workers", "") as listener:
         yield listener

@@ -8,12 +8,12 @@ import structlog
 
 from proxy.access.control import Policy
 from proxy.app.engine import Engine
-from proxy.app.keeping import planned
+from proxy.app.image_updates import parse_plan
 from proxy.app.notifications import receivers
 from proxy.app.serving import Handlers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
-from proxy.policies.rules import compiled
+from proxy.policies.rules import compile_rules
 from proxy.runtime.executors import in_thread
 from proxy.runtime.logs import RequestLog, set_level
 from proxy.settings import Settings
@@ -72,8 +72,8 @@ class Reloader:
             parsed = pins.parsed(settings.pins, wanted.parse_pin)
         except RegistryError as error:
             raise ConfigError(f"pins: {error.message}") from None
-        keeping = planned(settings, wanted)
-        rules = await in_thread(partial(compiled, settings.policies, wanted.parse_selector))
+        image_updates = parse_plan(settings, wanted)
+        rules = await in_thread(partial(compile_rules, settings.policies, wanted.parse_selector))
         heard = await in_thread(partial(receivers, settings, wanted))
         plan = await upstreams.prepare(settings)
         try:
@@ -90,7 +90,7 @@ class Reloader:
         self._handlers.guards.policies.use(rules)
         self._handlers.guards.access.use(policy)
         self._handlers.guards.limits.use(settings.access)
-        self._handlers.keeping.use(keeping)
+        self._handlers.image_updates.use(image_updates)
         self._handlers.notifications.use(heard)
         self._handlers.audit.use(settings.access)
         self._handlers.trusted.use(settings.access.trusted_proxies)

@@ -12,18 +12,18 @@ from proxy import VERSION
 from proxy.access.audit_log import Audit
 from proxy.access.callers import Callers
 from proxy.access.control import AccessControl, Policy
-from proxy.access.identity import Certificate, Everyone
+from proxy.access.identity import AnonymousIdentifier, Certificate
 from proxy.access.limits import ClientLimits
 from proxy.access.operator import AdminAccess
 from proxy.app import api
-from proxy.app.api import Operating
+from proxy.app.api import OperatorApi
 from proxy.app.engine import Engine, Environment
 from proxy.app.identity import Identity
-from proxy.app.keeping import Keeping, planned
-from proxy.app.workers.inside import InsideServer
+from proxy.app.image_updates import ImageUpdates, parse_plan
+from proxy.app.workers.internal import InternalServer
 from proxy.index.outbox import Outbox
 from proxy.policies import Policies
-from proxy.policies.rules import compiled
+from proxy.policies.rules import compile_rules
 from proxy.repository.memory_lookup import MemoryLookup
 from proxy.runtime.logs import RequestLog
 from proxy.services.drop import Dropper
@@ -36,17 +36,17 @@ from proxy.services.verify import Verifier
 from proxy.settings import Settings
 from proxy.web.acceptor import Acceptor
 from proxy.web.admin import hooks
-from proxy.web.admin.actions import Control, Services
+from proxy.web.admin.actions import AdminActions, Services
 from proxy.web.admin.api.guard import Guard
 from proxy.web.admin.api.process import Process
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.pages import Admin
 from proxy.web.admin.sites import Sites
 from proxy.web.admin.statistics import Statistics
-from proxy.web.announced import Announcer
+from proxy.web.announcer import Announcer
 from proxy.web.callers import CallerGate
 from proxy.web.clients import Clients
-from proxy.web.exchange import Journal, Watchers
+from proxy.web.exchange import RequestRecorder, Watchers
 from proxy.web.fleet import PeerServer, Served
 from proxy.web.forwarded import TrustedProxies
 from proxy.web.gate import TOKEN_PATH, Gate, Guards
@@ -63,10 +63,10 @@ class Handlers:
 
     registry: Registry
     admin: Admin
-    operating: Operating
+    operator_api: OperatorApi
     responses: ResponseCache
     services: Services
-    keeping: Keeping
+    image_updates: ImageUpdates
     guards: Guards
     identity: Identity | None
     """None: something else identifies clients, in tests."""
@@ -81,7 +81,7 @@ class Handlers:
         """Stop work that would delay the exit: verification, pulls and streams."""
         self.services.verifier.stop()
         self.services.puller.stop()
-        self.operating.streams.close()
+        self.operator_api.streams.close()
 
     async def handle_own(self, request: BaseRequest) -> StreamResponse:
         """Answer a request over TCP that is not for the registry."""
@@ -89,7 +89,7 @@ class Handlers:
         if request.rel_url.raw_path == TOKEN_PATH and identity is not None:
             return await identity.handle_token(request)
         if request.rel_url.raw_path.startswith(hooks.PATH):
-            return await self.keeping.hooks.handle(request)
+            return await self.image_updates.hooks.handle(request)
         peers = self.peers
         if peers is not None and peers.admits(request):
             return await peers.handle(request)
@@ -110,31 +110,31 @@ def handlers(
     access = access_control(engine, settings, environment)
     limits = ClientLimits(settings.access, engine.metrics.limits)
     policies = Policies(cache, content, engine.metrics)
-    policies.use(compiled(settings.policies, router.parse_selector))
+    policies.use(compile_rules(settings.policies, router.parse_selector))
     callers = Callers()
     guards = Guards(access, limits, policies, CallerGate(callers, engine.confirmations, router))
     watchers = Watchers(Announcer(engine.events), engine.tracer)
-    journal = Journal(engine.metrics, request_log, audit, upstreams, watchers)
+    recorder = RequestRecorder(engine.metrics, request_log, audit, upstreams, watchers)
     lookup = MemoryLookup(content, cache.manifests, cache.tags, cache.small)
-    responses = ResponseCache(lookup, guards, journal, trusted, router.resolve)
+    responses = ResponseCache(lookup, guards, recorder, trusted, router.resolve)
     services = _services(engine, settings, guards)
-    keeping = Keeping(engine, services.puller, services.expansion, audit)
-    keeping.use(planned(settings, router))
+    image_updates = ImageUpdates(engine, services.puller, services.expansion, audit)
+    image_updates.use(parse_plan(settings, router))
     admin_access = AdminAccess(access, settings.admin.token_file)
     pins = engine.storage.pins
     statistics = Statistics(engine.metrics, content, engine.downloads, upstreams, pins, limits)
     guard, process = Guard(admin_access, audit, trusted), Process(settings, environment.load)
-    operating = api.built(engine, statistics, services, guard, process)
-    control, sites = Control(services, admin_access, audit), Sites(settings, trusted)
+    operator_api = api.build_api(engine, statistics, services, guard, process)
+    actions, sites = AdminActions(services, admin_access, audit), Sites(settings, trusted)
     is_ours = environment.identifier is None
     gate = Gate(guards, router, trusted)
     return Handlers(
-        Registry(router, cache, gate=gate, journal=journal, responses=responses),
-        Admin(statistics, control, operating.api, sites),
-        operating,
+        Registry(router, cache, gate=gate, recorder=recorder, responses=responses),
+        Admin(statistics, actions, operator_api.api, sites),
+        operator_api,
         responses,
         services,
-        keeping,
+        image_updates,
         guards,
         Identity(guards, callers, router, settings.storage.path, audit) if is_ours else None,
         admin_access,
@@ -192,7 +192,9 @@ def access_control(engine: Engine, settings: Settings, environment: Environment)
     policy = Policy.of(settings.access, engine.router.parse_selector)
     if environment.rules is not None:
         policy = replace(policy, rules=environment.rules)
-    return AccessControl(policy, environment.identifier or Everyone(), engine.metrics.cache)
+    return AccessControl(
+        policy, environment.identifier or AnonymousIdentifier(), engine.metrics.cache
+    )
 
 
 class Servers:
@@ -219,7 +221,7 @@ class Servers:
         server = RegistryServer(
             parts.registry.handle_trusted,
             parts.admin.handle_trusted,
-            _not_remembered,
+            _never_cached,
             clients=clients,
             trusted=parts.trusted,
         )
@@ -254,7 +256,7 @@ class Servers:
         """Accept connections of workers, which relay requests of clients."""
         clients = Clients(self._counters)
         parts = self._parts
-        server = InsideServer(parts.registry.handle, parts.handle_own, clients, parts.trusted)
+        server = InternalServer(parts.registry.handle, parts.handle_own, clients, parts.trusted)
         await self._start(server, Acceptor(listener, server, clients, limit=limit))
 
     async def _start(self, server: RegistryServer, acceptor: Acceptor) -> None:
@@ -266,6 +268,6 @@ class Servers:
         self._servers.append(server)
 
 
-def _not_remembered(head: bytes, client: str | None, certificate: Certificate | None) -> None:
+def _never_cached(head: bytes, client: str | None, certificate: Certificate | None) -> None:
     """Never cache a request: the general path has to identify the operator."""
     del head, client, certificate

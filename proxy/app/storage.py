@@ -9,8 +9,8 @@ from proxy.app.bucket import SecondTier
 from proxy.content.content import Content
 from proxy.content.eviction import Evictor, Quota
 from proxy.content.in_use import Feeds
+from proxy.content.local_storage import LocalStorage
 from proxy.content.pins import Pins
-from proxy.content.shelf import Shelf
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.records import Clock
 from proxy.core.routing import Router
@@ -46,11 +46,11 @@ class Storage:
     feeds: Feeds
     content: Content
     layout: Layout
-    shelf: Shelf
+    local_storage: LocalStorage
     bucket: SecondTier | None = None
 
 
-async def opened(
+async def open_storage(
     stack: AsyncExitStack,
     settings: Settings,
     router: Router,
@@ -61,14 +61,14 @@ async def opened(
     configured = settings.storage
     directory = Directory(configured.path, file_mode=int(configured.file_mode, 8))
     stack.callback(directory.close)
-    store = DiskStore(directory, metrics.cache.storage_trouble)
+    store = DiskStore(directory, metrics.cache.count_storage_error)
     rows = configured.path / "index"
     counters, supervisor = metrics.cache, Supervisor(metrics.tasks, metrics.readiness)
     quota = _quota(configured, directory)
     index = SqliteIndex(
         rows,
         clock=clock,
-        on_trouble=counters.storage_trouble,
+        on_error=counters.count_storage_error,
         supervisor=supervisor,
         max_bytes=max(INDEX_LEAST, INDEX_SHARE * quota.max_size),
     )
@@ -76,7 +76,7 @@ async def opened(
         index.generations = Generations()
         stack.callback(index.generations.close)
     await stack.enter_async_context(index)
-    expiring = ExpiringRows(rows / "expiring", on_trouble=counters.storage_trouble)
+    expiring = ExpiringRows(rows / "expiring", on_error=counters.count_storage_error)
     await stack.enter_async_context(expiring)
     feeds = Feeds(index, router.parse_image, clock, configured.in_use_file)
     pinned = int(quota.max_size * quota.low_mark)
@@ -85,15 +85,17 @@ async def opened(
     except RegistryError as error:
         raise ConfigError(f"pins: {error.message}") from None
     await feeds.load()
-    stack.push_async_callback(feeds.keep)
+    stack.push_async_callback(feeds.save)
     await pins.load(lambda: pins_named(directory))
     evictor = Evictor(index, store, quota, counters=counters, protected=pins.protected)
     content = Content(store, index, evictor, counters, clock)
     stack.push_async_callback(content.reconciler.close)
     await content.reconciler.begin()
     layout = Layout(content, directory, pins.added)
-    shelf = Shelf(store, index, counters, clock)
-    return Storage(directory, clock, counters, index, expiring, pins, feeds, content, layout, shelf)
+    local_storage = LocalStorage(store, index, counters, clock)
+    return Storage(
+        directory, clock, counters, index, expiring, pins, feeds, content, layout, local_storage
+    )
 
 
 def _quota(configured: StorageSettings, directory: Directory) -> Quota:

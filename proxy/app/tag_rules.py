@@ -6,7 +6,7 @@ from proxy.core.tag_rules import TagRule, TagRules
 from proxy.settings.upstreams import Upstream
 
 
-def made(name: str, configured: Upstream) -> TagRules:
+def build_tag_rules(name: str, configured: Upstream) -> TagRules:
     """Return the rules of the upstream ``name``; those for some images come first."""
 
     def selectors(patterns: tuple[str, ...]) -> tuple[Selector, ...]:

@@ -13,7 +13,7 @@ from proxy.settings import Tracing
 MAX_HEADERS: Final = 16 * 1024
 
 
-def opened(stack: AsyncExitStack, configured: Tracing) -> Tracer:
+def open_tracer(stack: AsyncExitStack, configured: Tracing) -> Tracer:
     """Return the tracer of requests; ``stack`` closes it. Raises ``ConfigError``."""
     if configured.endpoint is None:
         return NoTracer()

@@ -15,8 +15,8 @@ from yarl import URL
 from proxy.app import tag_rules
 from proxy.core.policy import Rule
 from proxy.core.records import Clock
-from proxy.repository.origins import CallerTimes, Elsewhere, Origin
-from proxy.runtime.events import UNHEARD, Emitter, EventKind
+from proxy.repository.origins import CallerTimes, Origin, SharedSources
+from proxy.runtime.events import NULL_EMITTER, Emitter, EventKind
 from proxy.runtime.metrics import Metrics
 from proxy.settings import FreshnessOverride, Settings, UpstreamTLS
 from proxy.settings import Upstream as UpstreamSettings
@@ -31,11 +31,11 @@ from proxy.upstream.client import Client
 from proxy.upstream.credentials.choosing import check_credentials, make_credentials
 from proxy.upstream.guard import Guard, Network
 from proxy.upstream.offline import OfflineMode
-from proxy.upstream.ranges import Pieces
+from proxy.upstream.ranges import SplitPolicy
 from proxy.upstream.registry import Upstream
 from proxy.upstream.transport import Transport, client_context
 
-LOOK_SECONDS: Final = 5.0
+CHECK_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 60.0
 """Time without an open response after which a replaced upstream is closed. A download that resumes
 has none for at most ``answer`` and ``MAX_RESUME_PAUSE`` seconds."""
@@ -74,12 +74,12 @@ class _Built:
         await self.transport.close()
 
 
-class Beside(NamedTuple):
+class UpstreamExtras(NamedTuple):
     """The parts that all upstreams share: other sources of content, tokens, and listeners."""
 
-    elsewhere: Elsewhere = Elsewhere()
+    shared_sources: SharedSources = SharedSources()
     tokens: TokenVault | None = None
-    events: Emitter = UNHEARD
+    events: Emitter = NULL_EMITTER
 
 
 class Plan(NamedTuple):
@@ -99,10 +99,10 @@ class Upstreams:
         clock: Clock,
         downloads: int,
         network: Network,
-        beside: Beside = Beside(),  # noqa: B008 - it is immutable
+        extras: UpstreamExtras = UpstreamExtras(),  # noqa: B008 - it is immutable
     ) -> None:
         """Build nothing yet; ``downloads`` caps ``max_downloads`` by the descriptors available."""
-        self._elsewhere, self._tokens, self._events = beside
+        self._shared_sources, self._tokens, self._events = extras
         self.on_limits: Final[list[Callable[[str], None]]] = []
         """Called with the name of an upstream when the limits of its requests have changed."""
         self._metrics = metrics
@@ -148,8 +148,8 @@ class Upstreams:
                 entry.url,
                 fallbacks,
                 _caller_times(settings.upstreams[name]),
-                self._elsewhere,
-                tag_rules.made(name, settings.upstreams[name]),
+                self._shared_sources,
+                tag_rules.build_tag_rules(name, settings.upstreams[name]),
             )
             for name, entry in built.items()
         }
@@ -181,7 +181,7 @@ class Upstreams:
     async def close_retired(self) -> None:
         """Close replaced upstreams once they are idle, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             now = time.monotonic()
             for entry in list(self._retired):
                 if not entry.transport.is_idle:
@@ -216,7 +216,7 @@ class Upstreams:
         breaker = CircuitBreaker(name, patience, time.monotonic, changed, self._events)
         client = Client(transport, authorizer, breaker, settings.timeouts.answer)
         parallel = settings.parallel
-        pieces = Pieces(parallel.connections, int(parallel.min_blob_size))
+        pieces = SplitPolicy(parallel.connections, int(parallel.min_blob_size))
         limit = configured.max_bandwidth
         bandwidth = Bandwidth(limit) if limit else None
         upstream = Upstream(

@@ -15,23 +15,23 @@ from proxy.access import review
 from proxy.access.rules import Rules
 from proxy.app import bucket as buckets
 from proxy.app import tracing
+from proxy.app.image_updates import parse_plan
 from proxy.app.issuers import issuer_context
-from proxy.app.keeping import planned
 from proxy.app.notifications import receivers
 from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
-from proxy.policies.rules import compiled
+from proxy.policies.rules import compile_rules
 from proxy.services.bundle import signatures
 from proxy.settings import Settings
 from proxy.upstream.credentials.choosing import check_credentials
 from proxy.upstream.transport import client_context
 from proxy.web.certificate import Certificate
 
-LEAST_SIZE: Final = 1024 * 1024
+MIN_SIZE: Final = 1024 * 1024
 """Bytes. A smaller cache holds almost no image: probably the unit is missing."""
 
-LEAST_SECRET: Final = 16
+MIN_SECRET: Final = 16
 """Minimum length of a webhook's secret in characters: anyone may try to guess it."""
 
 
@@ -77,9 +77,9 @@ def warnings(settings: Settings) -> Iterator[str]:
 
 def _size(settings: Settings) -> Iterator[str]:
     size = settings.storage.max_size
-    if not size.share and size.bytes < LEAST_SIZE:
+    if not size.share and size.bytes < MIN_SIZE:
         yield (
-            f"storage.max_size: {size} holds no image; write at least {show_size(LEAST_SIZE)}, "
+            f"storage.max_size: {size} holds no image; write at least {show_size(MIN_SIZE)}, "
             "for example 50GiB"
         )
 
@@ -93,8 +93,8 @@ def _pins(settings: Settings) -> Iterator[str]:
             yield f"pins: {error.message}"
 
 
-def _keeping(settings: Settings) -> Iterator[str]:
-    yield from _refusal(lambda: planned(settings, Router(settings)))
+def _image_updates(settings: Settings) -> Iterator[str]:
+    yield from _refusal(lambda: parse_plan(settings, Router(settings)))
 
 
 def _hooks(settings: Settings) -> Iterator[str]:
@@ -111,8 +111,8 @@ def _hooks(settings: Settings) -> Iterator[str]:
         unreadable = list(_unreadable(f"{key}.secret_file", hook.secret_file))
         yield from unreadable
         secrets = [] if unreadable else hook.secret_file.read_bytes().splitlines()
-        if any(0 < len(secret.strip()) < LEAST_SECRET for secret in secrets):
-            yield f"{key}.secret_file: the secret is too short; {LEAST_SECRET} characters or more"
+        if any(0 < len(secret.strip()) < MIN_SECRET for secret in secrets):
+            yield f"{key}.secret_file: the secret is too short; {MIN_SECRET} characters or more"
 
 
 def _notifications(settings: Settings) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _upstream_files(settings: Settings) -> Iterator[str]:
 
 
 def _policies(settings: Settings) -> Iterator[str]:
-    yield from _refusal(lambda: compiled(settings.policies, Router(settings).parse_selector))
+    yield from _refusal(lambda: compile_rules(settings.policies, Router(settings).parse_selector))
 
 
 def _bucket(settings: Settings) -> Iterator[str]:
@@ -261,7 +261,7 @@ def _unreadable(key: str, file: Path) -> Iterator[str]:
 _CHECKS: Final[tuple[Callable[[Settings], Iterable[str]], ...]] = (
     _size,
     _pins,
-    _keeping,
+    _image_updates,
     _hooks,
     _notifications,
     _rules,

@@ -120,10 +120,10 @@ def export(
         fail("--output: name a file, or a directory with / at its end")
     max_part = None if max_part_size is None else _part_size(max_part_size)
     chosen = chosen_platforms(platforms, all_platforms=all_platforms) if platforms else []
-    wishes, problems = gathered(names, files, build_args, tuple(chosen))
+    wanted_images, problems = gathered(names, files, build_args, tuple(chosen))
     selection: dict[str, object] = {
-        "images": list(dict.fromkeys(wish.name for wish in wishes)),
-        "all": everything or (since is not None and not wishes),
+        "images": list(dict.fromkeys(wanted_image.name for wanted_image in wanted_images)),
+        "all": everything or (since is not None and not wanted_images),
         "pinned": pinned,
         "since": None if since is None else parsed_option("--since", since, _moment),
         "platforms": chosen,
@@ -151,11 +151,11 @@ def export(
 
 
 def _part_size(text: str) -> int:
-    from proxy.services.bundle.archive import LEAST_PART  # noqa: PLC0415 - not for help
+    from proxy.services.bundle.archive import MIN_PART  # noqa: PLC0415 - not for help
 
     size = parsed_option("--max-part-size", text, parse_size)
-    if size < LEAST_PART:
-        fail(f"--max-part-size: at least {show_size(LEAST_PART)}")
+    if size < MIN_PART:
+        fail(f"--max-part-size: at least {show_size(MIN_PART)}")
     return size
 
 
@@ -213,7 +213,7 @@ class _Writing:
 
 
 async def _write(client: "Client", writing: _Writing, output: str, max_part: int | None) -> None:
-    """Write a bundle; an incomplete one is removed. Raises ``ConfigError``, ``Unanswered``."""
+    """Write a bundle; an incomplete one is removed. Raises ``ConfigError``, ``NoAnswer``."""
     from proxy.core.errors import ConfigError  # noqa: PLC0415 - not for help
     from proxy.services.bundle import archive  # noqa: PLC0415
 
@@ -267,8 +267,8 @@ async def _body(client: "Client", blob: "BundledBlob") -> bytes:
 async def _copy(
     client: "Client", blob: "BundledBlob", write: Callable[[bytes], object], bar: Bytes
 ) -> None:
-    """Pass the bytes of a blob to ``write``, and hash them. Raises ``Unanswered`` for others."""
-    from proxy.cli.client import Unanswered  # noqa: PLC0415 - aiohttp
+    """Pass the bytes of a blob to ``write``, and hash them. Raises ``NoAnswer`` for others."""
+    from proxy.cli.client import NoAnswer  # noqa: PLC0415 - aiohttp
 
     hasher = hashlib.new(blob.digest.partition(":")[0])
     size = 0
@@ -284,7 +284,7 @@ async def _copy(
         await asyncio.to_thread(save, data)
         bar.advance(len(data))
     if size != blob.size or hasher.hexdigest() != blob.digest.partition(":")[2]:
-        raise Unanswered(
+        raise NoAnswer(
             f"{blob.digest}: the cache has other bytes than it should; run: "
             "millpond verify --repair, then export again"
         )

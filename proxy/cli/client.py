@@ -27,7 +27,7 @@ ERROR_BYTES: Final = 64 * 1024
 Query = Mapping[str, str]
 
 
-class Unanswered(Exception):
+class NoAnswer(Exception):
     """There is no answer, or one that cannot be parsed; the message is one line.
 
     ``errno`` is the reason why there is no connection, None if there was one.
@@ -38,7 +38,7 @@ class Unanswered(Exception):
         self.errno = errno
 
 
-class Refused(Exception):
+class ErrorAnswer(Exception):
     """The server answered with an error: its HTTP status, and its message as one line."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -47,10 +47,10 @@ class Refused(Exception):
 
 
 class Document(dict[str, Any]):
-    """A JSON object from the server. A missing key raises ``Unanswered``."""
+    """A JSON object from the server. A missing key raises ``NoAnswer``."""
 
     def __missing__(self, key: str) -> Any:
-        raise Unanswered(f"the server's answer has no {key!r}; check that its version is the same")
+        raise NoAnswer(f"the server's answer has no {key!r}; check that its version is the same")
 
 
 class ServerEvent(NamedTuple):
@@ -69,7 +69,7 @@ class Client:
         self._where = where
 
     async def probe(self) -> None:
-        """Return if the server answers. Raises ``Unanswered``."""
+        """Return if the server answers. Raises ``NoAnswer``."""
         timeout = ClientTimeout(total=PROBE_SECONDS)
         try:
             async with self._session.get(self._url("/-/healthz", {}), timeout=timeout):
@@ -80,13 +80,13 @@ class Client:
     async def ask(
         self, method: str, path: str, query: Query | None = None, body: bytes | None = None
     ) -> Document:
-        """Return the answer, a JSON object. Raises ``Refused``, ``Unanswered``."""
+        """Return the answer, a JSON object. Raises ``ErrorAnswer``, ``NoAnswer``."""
         return _parsed(await self.read(method, path, query, body))
 
     async def read(
         self, method: str, path: str, query: Query | None = None, body: bytes | None = None
     ) -> bytes:
-        """Return the body of the answer. Raises ``Refused``, ``Unanswered``."""
+        """Return the body of the answer. Raises ``ErrorAnswer``, ``NoAnswer``."""
         async with self._answer(method, self._url(path, query), body) as response:
             return await response.read()
 
@@ -99,7 +99,7 @@ class Client:
             return _parsed(await response.read())
 
     async def bytes_of(self, path: str, query: Query) -> AsyncIterator[bytes]:
-        """Yield the body of an answer as it arrives. Raises ``Refused``, ``Unanswered``."""
+        """Yield the body of an answer as it arrives. Raises ``ErrorAnswer``, ``NoAnswer``."""
         async with self._answer("GET", self._url(path, query), None) as response:
             async for piece in response.content.iter_any():
                 yield piece
@@ -107,7 +107,7 @@ class Client:
     async def objects(self, path: str, query: Query) -> AsyncGenerator[Document]:
         """Yield the JSON objects of an answer that has one a line.
 
-        Raises ``Refused``; and ``Unanswered``, also if the answer breaks off.
+        Raises ``ErrorAnswer``; and ``NoAnswer``, also if the answer breaks off.
         """
         async for line in self.lines("GET", path, query):
             yield _parsed(line)
@@ -117,14 +117,14 @@ class Client:
     ) -> Document:
         """Pass the line of each event of long work to ``show``; return the last event, ``done``.
 
-        Raises ``Refused``; and ``Unanswered``, also if the events end before ``done``.
+        Raises ``ErrorAnswer``; and ``NoAnswer``, also if the events end before ``done``.
         """
         event = Document()
         async for line in self.lines(method, path, query):
             event = _parsed(line)
             show(line, event)
         if event.get("event") != "done":
-            raise Unanswered("the server stopped before the end; run the command again to continue")
+            raise NoAnswer("the server stopped before the end; run the command again to continue")
         return event
 
     @asynccontextmanager
@@ -133,8 +133,8 @@ class Client:
     ) -> AsyncIterator[AsyncIterator[ServerEvent]]:
         """Open a stream of server-sent events; those after ``last_id`` come first.
 
-        The server has accepted the subscription when the context is entered. Raises ``Refused``;
-        and ``Unanswered``, also if nothing arrives for ``SILENCE_SECONDS``.
+        The server has accepted the subscription when the context is entered. Raises
+        ``ErrorAnswer``; and ``NoAnswer``, also if nothing arrives for ``SILENCE_SECONDS``.
         """
         headers = {"Last-Event-ID": last_id} if last_id else {}
         async with self._answer("GET", self._url(path, query), None, headers) as response:
@@ -155,7 +155,7 @@ class Client:
                 fields = {}
 
     async def _soon(self, lines: AsyncIterator[bytes]) -> bytes | None:
-        """Return the next line, None at the end. Raises ``Unanswered`` after a long silence."""
+        """Return the next line, None at the end. Raises ``NoAnswer`` after a long silence."""
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
                 return await anext(lines, None)
@@ -182,7 +182,7 @@ class Client:
             ) as response:
                 if response.status != 200:
                     text = await response.content.read(ERROR_BYTES)
-                    raise Refused(response.status, self._message(response.status, text))
+                    raise ErrorAnswer(response.status, self._message(response.status, text))
                 yield response
         except (ClientError, TimeoutError, OSError) as error:
             raise self._unanswered(error) from None
@@ -198,7 +198,7 @@ class Client:
                 return " ".join(str(error["message"]).split()) + hint
         return f"the server answers with HTTP status {status}{hint}"
 
-    def _unanswered(self, error: Exception) -> Unanswered:
+    def _unanswered(self, error: Exception) -> NoAnswer:
         number: int | None = None
         match error:
             case ClientConnectorCertificateError(certificate_error=ssl.SSLError() as problem):
@@ -215,7 +215,7 @@ class Client:
                 reason = "no answer in time"
             case _:
                 reason = "the answer broke off"
-        return Unanswered(f"{self._where}: {reason}", number)
+        return NoAnswer(f"{self._where}: {reason}", number)
 
 
 @asynccontextmanager
@@ -247,7 +247,7 @@ def _parsed(text: bytes) -> Document:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise Unanswered("the server's answer cannot be parsed; check that it is a Millpond")
+        raise NoAnswer("the server's answer cannot be parsed; check that it is a Millpond")
     return Document(document)
 
 

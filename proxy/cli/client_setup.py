@@ -89,8 +89,8 @@ def client(
 
     try:
         login = choosing.read_login(user, password_file)
-        choice = choosing.Choice(address, tuple(upstream or ()), config, ca_file, login)
-        instance = choosing.instance(choice)
+        setup = choosing.SetupOptions(address, tuple(upstream or ()), config, ca_file, login)
+        instance = choosing.instance(setup)
         if write:
             _write(name, instance, root, asks=not yes)
         elif not check:

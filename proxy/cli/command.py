@@ -12,7 +12,7 @@ import typer
 from proxy.cli.formatting import fail, print_error
 
 if TYPE_CHECKING:
-    from proxy.cli.client import Client, Refused
+    from proxy.cli.client import Client, ErrorAnswer
 
 Value = TypeVar("Value")
 Work = Callable[["Client"], Awaitable[int]]
@@ -123,7 +123,7 @@ def _made(
 def for_each(
     names: Iterable[str],
     act: Callable[["Client", str], Awaitable[int]],
-    status_of: Callable[["Refused"], int | None] = lambda _: None,
+    status_of: Callable[["ErrorAnswer"], int | None] = lambda _: None,
 ) -> Work:
     """Return work that acts on every name; its exit status is the highest of all.
 
@@ -132,13 +132,13 @@ def for_each(
     """
 
     async def work(client: "Client") -> int:
-        from proxy.cli.client import Refused  # noqa: PLC0415 - aiohttp, which help does without
+        from proxy.cli.client import ErrorAnswer  # noqa: PLC0415 - aiohttp, which help does without
 
         highest = 0
         for name in names:
             try:
                 status = await act(client, name)
-            except Refused as error:
+            except ErrorAnswer as error:
                 refusal = status_of(error)
                 if refusal is None:
                     raise

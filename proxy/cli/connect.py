@@ -21,7 +21,7 @@ from aiohttp import TCPConnector, UnixConnector
 from yarl import URL
 
 from proxy.app import running
-from proxy.cli.client import Client, Refused, Unanswered, connected
+from proxy.cli.client import Client, ErrorAnswer, NoAnswer, connected
 from proxy.cli.command import ServerOptions, Work
 from proxy.cli.formatting import fail, print_error
 from proxy.core.errors import ConfigError, StorageInUse
@@ -51,7 +51,7 @@ def run(options: ServerOptions, work: Work) -> NoReturn:
     except (BrokenPipeError, ConnectionResetError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         status = 128 + signal.SIGPIPE
-    except (ConfigError, Refused, Unanswered) as error:
+    except (ConfigError, ErrorAnswer, NoAnswer) as error:
         fail(str(error))
     raise typer.Exit(status)
 
@@ -148,7 +148,7 @@ async def _on_socket(stack: AsyncExitStack, storage: Path) -> Client | None:
     )
     try:
         await client.probe()
-    except Unanswered as error:
+    except NoAnswer as error:
         if error.errno is None:
             raise ConfigError(
                 f"{storage}: in use by another process, which does not answer on its {SOCKET}"

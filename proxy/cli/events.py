@@ -66,9 +66,9 @@ def events(
 async def _followed(client: "Client", query: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
     """Yield events without an end; a stream that breaks off is continued.
 
-    Raises ``Unanswered`` if there is no first answer, and ``Refused``.
+    Raises ``NoAnswer`` if there is no first answer, and ``ErrorAnswer``.
     """
-    from proxy.cli.client import Refused, Unanswered  # noqa: PLC0415 - aiohttp, not for help
+    from proxy.cli.client import ErrorAnswer, NoAnswer  # noqa: PLC0415 - aiohttp, not for help
 
     last, failures, was_reached, is_reported = "", 0, False, False
     while True:
@@ -78,9 +78,9 @@ async def _followed(client: "Client", query: Mapping[str, str]) -> AsyncIterator
                 async for event in stream:
                     last = event.id
                     yield json.loads(event.data)
-        except (Unanswered, Refused) as error:
-            is_stopping = isinstance(error, Refused) and error.status == 503
-            if not was_reached or not (is_stopping or isinstance(error, Unanswered)):
+        except (NoAnswer, ErrorAnswer) as error:
+            is_stopping = isinstance(error, ErrorAnswer) and error.status == 503
+            if not was_reached or not (is_stopping or isinstance(error, NoAnswer)):
                 raise
             if not is_reported:
                 print_error(f"{error}; trying again")

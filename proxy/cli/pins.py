@@ -12,7 +12,7 @@ from proxy.core.platforms import own_platform
 from proxy.core.units import show_size
 
 if TYPE_CHECKING:
-    from proxy.cli.client import Client, Document, Refused
+    from proxy.cli.client import Client, Document, ErrorAnswer
 
 PATH = "/-/pins"
 
@@ -91,7 +91,7 @@ def list_pins(as_json: JsonOption = False) -> Work:
     return work
 
 
-def _status(error: "Refused") -> int | None:
+def _status(error: "ErrorAnswer") -> int | None:
     return {400: 2, 404: 2, 409: 1}.get(error.status)
 
 

@@ -45,7 +45,7 @@ async def follow(
 ) -> "Document":
     """Start long work, show its events, and return the last one.
 
-    Raises ``Refused``, ``Unanswered``.
+    Raises ``ErrorAnswer``, ``NoAnswer``.
     """
     if as_json:
         return await client.follow("POST", path, query, EventLines().show)

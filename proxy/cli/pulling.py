@@ -13,7 +13,7 @@ from proxy.core.platforms import own_platform
 from proxy.core.units import show_size
 
 if TYPE_CHECKING:
-    from proxy.cli.client import Client, Document, Refused
+    from proxy.cli.client import Client, Document, ErrorAnswer
 
 PULL: Final = "/-/pull"
 REFRESH: Final = "/-/refresh"
@@ -107,7 +107,7 @@ def chosen_platforms(platforms: list[str] | None, *, all_platforms: bool) -> lis
 
 
 async def pull_image(client: "Client", name: str, platforms: list[str], *, as_json: bool) -> int:
-    """Pull one image and show the progress; return the exit status. Raises ``Refused``."""
+    """Pull one image and show the progress; return the exit status. Raises ``ErrorAnswer``."""
     query = {"image": name, "platforms": ",".join(platforms)}
     done = await follow(client, PULL, query, _show, as_json=as_json)
     return 1 if done["missing"] else 0
@@ -137,7 +137,7 @@ def _summary(done: "Document") -> str:
     return f"{done['image']}: whole, {show_size(done['bytes'])}, {fetched}{warning}"
 
 
-def _status(error: "Refused") -> int | None:
+def _status(error: "ErrorAnswer") -> int | None:
     if error.status == 401 or (error.status == 403 and "admin" in str(error)):
         return None
     return 2 if error.status == 400 else 1

@@ -13,9 +13,9 @@ from proxy.cli.formatting import fail
 from proxy.core.platforms import own_platform
 
 if TYPE_CHECKING:
-    from proxy.services.image_files.found import Found
+    from proxy.services.image_files.results import FoundReferences
 
-_CATALOGUE: Final = "/v2/_catalog"
+_CATALOG: Final = "/v2/_catalog"
 _STANDARD_INPUT: Final = "-"
 
 NamesArgument = Annotated[
@@ -48,7 +48,7 @@ NoReferrersOption = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class WantedImage:
     """An image to fetch, for some platforms; none means all.
 
     ``is_listed``: it is a pattern among the repositories of a catalogue that the user names.
@@ -64,12 +64,14 @@ def gathered(
     files: Iterable[Path] | None,
     build_args: Iterable[str] | None,
     platforms: tuple[str, ...],
-) -> tuple[dict[Wish, None], list[str]]:
+) -> tuple[dict[WantedImage, None], list[str]]:
     """Return the images and patterns to fetch, and the problems in files."""
-    wishes, problems = _from_files(files or (), platforms, _arguments(build_args or ()))
+    wanted_images, problems = _from_files(files or (), platforms, _arguments(build_args or ()))
     named = _with_registries(names)
-    wishes.update(dict.fromkeys(Wish(name, platforms, listed) for name, listed in named))
-    return wishes, problems
+    wanted_images.update(
+        dict.fromkeys(WantedImage(name, platforms, listed) for name, listed in named)
+    )
+    return wanted_images, problems
 
 
 def _arguments(pairs: Iterable[str]) -> dict[str, str]:
@@ -89,10 +91,10 @@ def _with_registries(names: Iterable[str] | None) -> Iterable[tuple[str, bool]]:
     """
     registry, has_patterns = None, True
     for name in names or ():
-        if name.endswith(_CATALOGUE) and "://" in name:
+        if name.endswith(_CATALOG) and "://" in name:
             if not has_patterns:
                 yield f"{registry}/**", True
-            registry = name.partition("://")[2].removesuffix(_CATALOGUE)
+            registry = name.partition("://")[2].removesuffix(_CATALOG)
             has_patterns = False
         else:
             has_patterns = True
@@ -103,28 +105,30 @@ def _with_registries(names: Iterable[str] | None) -> Iterable[tuple[str, bool]]:
 
 def _from_files(
     files: Iterable[Path], wanted: tuple[str, ...], arguments: dict[str, str]
-) -> tuple[dict[Wish, None], list[str]]:
+) -> tuple[dict[WantedImage, None], list[str]]:
     """Return the images that files name, once each, and the problems in the files."""
     from proxy.core.errors import RegistryError  # noqa: PLC0415 - not needed for help
 
-    wishes: dict[Wish, None] = {}
+    wanted_images: dict[WantedImage, None] = {}
     problems: list[str] = []
     for file in files:
         try:
             for found in _found(file, wanted or (own_platform(),), arguments):
                 for image in found.images:
                     platforms = wanted if image.platform is None else (image.platform,)
-                    wishes.setdefault(Wish(image.name, platforms))
+                    wanted_images.setdefault(WantedImage(image.name, platforms))
                 problems += (one for one in found.problems if one not in problems)
         except RegistryError as error:
             problems.append(error.message)
-    return wishes, problems
+    return wanted_images, problems
 
 
-def _found(file: Path, platforms: Iterable[str], arguments: dict[str, str]) -> Iterable["Found"]:
+def _found(
+    file: Path, platforms: Iterable[str], arguments: dict[str, str]
+) -> Iterable["FoundReferences"]:
     """Yield what a file names, for each platform: in a Dockerfile this may differ."""
     from proxy.services import image_files  # noqa: PLC0415 - reads YAML
-    from proxy.services.image_files.found import Build  # noqa: PLC0415
+    from proxy.services.image_files.results import Build  # noqa: PLC0415
 
     is_input = str(file) == _STANDARD_INPUT
     name = "standard input" if is_input else str(file)

@@ -25,7 +25,7 @@ EVERY: Final = 2.0
 MOST: Final = 100
 
 
-class By(StrEnum):
+class SortKey(StrEnum):
     """The order of images."""
 
     PULLS = "pulls"
@@ -66,7 +66,7 @@ def stats(
 
 @on_running_server
 def top(
-    by: Annotated[By, typer.Option("--by", help="Order of the images.")] = By.PULLS,
+    by: Annotated[SortKey, typer.Option("--by", help="Order of the images.")] = SortKey.PULLS,
     limit: Annotated[
         int, typer.Option("--limit", metavar="N", min=1, max=MOST, help="Number of images.")
     ] = 10,
@@ -105,9 +105,9 @@ def top(
 async def _looks(look: Callable[[], Awaitable[Seen]]) -> AsyncIterator[Seen]:
     """Yield the server's state repeatedly; wait for a server that stops answering.
 
-    Raises ``Unanswered`` if it does not answer the first time, and ``Refused``.
+    Raises ``NoAnswer`` if it does not answer the first time, and ``ErrorAnswer``.
     """
-    from proxy.cli.client import Unanswered  # noqa: PLC0415 - aiohttp, which help does without
+    from proxy.cli.client import NoAnswer  # noqa: PLC0415 - aiohttp, which help does without
 
     yield await look()
     is_away = False
@@ -115,7 +115,7 @@ async def _looks(look: Callable[[], Awaitable[Seen]]) -> AsyncIterator[Seen]:
         await asyncio.sleep(EVERY)
         try:
             seen = await look()
-        except Unanswered as error:
+        except NoAnswer as error:
             if not is_away:
                 print_error(f"{error}; trying again")
             is_away = True

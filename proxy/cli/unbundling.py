@@ -181,7 +181,8 @@ async def _import(client: "Client", package: "Package", *, is_dry: bool, as_json
 async def _compared(client: "Client", package: "Package") -> _Found:
     """Return the content to send.
 
-    Raises ``RequestInvalid`` with the digests that are missing, ``Refused`` if there is no room.
+    Raises ``RequestInvalid`` with the digests that are missing, ``ErrorAnswer`` if there is no
+    room.
     """
     from proxy.core.errors import RequestInvalid  # noqa: PLC0415 - not for help
 
@@ -207,7 +208,7 @@ async def _verify(package: "Package", *, as_json: bool) -> None:
 
 
 async def _send(client: "Client", package: "Package", blob: "BundledBlob", bar: Bytes) -> None:
-    """Send one blob; the server hashes it. Raises ``Refused``, ``RequestInvalid``."""
+    """Send one blob; the server hashes it. Raises ``ErrorAnswer``, ``RequestInvalid``."""
     file = package.open(blob)
     query = {"digest": blob.digest, "size": str(blob.size)}
     if blob.media_type is not None:

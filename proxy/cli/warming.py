@@ -16,7 +16,7 @@ from proxy.cli.selectors import (
     FilesOption,
     NamesArgument,
     NoReferrersOption,
-    Wish,
+    WantedImage,
     gathered,
 )
 from proxy.core.selection import is_pattern
@@ -34,8 +34,8 @@ CONCURRENCY: Final = 4
 class _Results:
     """The last event of each image, or why it could not be fetched."""
 
-    done: dict[Wish, "Document"] = field(default_factory=dict)
-    failed: dict[Wish, list[str]] = field(default_factory=dict)
+    done: dict[WantedImage, "Document"] = field(default_factory=dict)
+    failed: dict[WantedImage, list[str]] = field(default_factory=dict)
 
 
 @on_server
@@ -59,7 +59,7 @@ def warm(
     if not names and not files:
         fail("name images, or a file that names them with -f FILE")
     wanted = tuple(chosen_platforms(platforms, all_platforms=all_platforms))
-    wishes, problems = gathered(names, files, build_args, wanted)
+    wanted_images, problems = gathered(names, files, build_args, wanted)
     query = {
         "referrers": "false" if no_referrers else "true",
         "dry_run": "true" if dry_run else "false",
@@ -67,12 +67,15 @@ def warm(
 
     async def work(client: "Client") -> int:
         results = _Results()
-        chosen = await _expanded(client, wishes, problems)
+        chosen = await _expanded(client, wanted_images, problems)
         if not chosen and not problems:
             problems.append("no image is named, so nothing is fetched")
         with bars(as_json=as_json) as display:
             slots = asyncio.Semaphore(CONCURRENCY)
-            fetches = (_fetch(client, wish, query, results, display, slots) for wish in chosen)
+            fetches = (
+                _fetch(client, wanted_image, query, results, display, slots)
+                for wanted_image in chosen
+            )
             await _all(fetches)
         if not as_json:
             _print_summary(chosen, results, is_dry=dry_run)
@@ -82,22 +85,24 @@ def warm(
 
 
 async def _expanded(
-    client: "Client", wishes: Iterable[Wish], problems: list[str]
-) -> dict[Wish, None]:
+    client: "Client", wanted_images: Iterable[WantedImage], problems: list[str]
+) -> dict[WantedImage, None]:
     """Return the wishes, with each pattern replaced by the images that it selects."""
-    chosen: dict[Wish, None] = {}
-    for wish in wishes:
-        if not is_pattern(wish.name):
-            chosen.setdefault(wish)
+    chosen: dict[WantedImage, None] = {}
+    for wanted_image in wanted_images:
+        if not is_pattern(wanted_image.name):
+            chosen.setdefault(wanted_image)
             continue
-        answer = await client.ask("GET", EXPAND, {"match": wish.name})
+        answer = await client.ask("GET", EXPAND, {"match": wanted_image.name})
         notes, reasons = answer["notes"], answer["problems"]
-        if wish.is_listed:  # the user asked for what the registry lists
+        if wanted_image.is_listed:  # the user asked for what the registry lists
             notes, reasons = [], notes + reasons
         for note in notes:
-            print_error(f"{wish.name}: {note}")
-        problems += (f"{wish.name}: {reason}" for reason in reasons)
-        chosen.update(dict.fromkeys(Wish(name, wish.platforms) for name in answer["images"]))
+            print_error(f"{wanted_image.name}: {note}")
+        problems += (f"{wanted_image.name}: {reason}" for reason in reasons)
+        chosen.update(
+            dict.fromkeys(WantedImage(name, wanted_image.platforms) for name in answer["images"])
+        )
     return chosen
 
 
@@ -113,49 +118,49 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 async def _fetch(
     client: "Client",
-    wish: Wish,
+    wanted_image: WantedImage,
     query: dict[str, str],
     results: _Results,
     display: Bars,
     slots: asyncio.Semaphore,
 ) -> None:
-    from proxy.cli.client import Refused  # noqa: PLC0415 - aiohttp, which help does without
+    from proxy.cli.client import ErrorAnswer  # noqa: PLC0415 - aiohttp, which help does without
 
     missing: list[str] = []
 
     def show(line: bytes, event: "Document") -> None:
-        display.show(wish.name, line, event)
+        display.show(wanted_image.name, line, event)
         if event["event"] == "missing":
             about, reason = event["digest"], event["reason"]
             missing.append(reason if reason.startswith(about) else f"{about}: {reason}")
         if event["event"] == "done" and event["warning"] is not None:  # an old image was had
             missing.append(event["warning"])
 
-    asked = {**query, "image": wish.name, "platforms": ",".join(wish.platforms)}
+    asked = {**query, "image": wanted_image.name, "platforms": ",".join(wanted_image.platforms)}
     async with slots:
         try:
-            results.done[wish] = await client.follow("POST", PULL, asked, show)
-        except Refused as error:
+            results.done[wanted_image] = await client.follow("POST", PULL, asked, show)
+        except ErrorAnswer as error:
             if error.status in (401, 403):
                 raise
             missing.append(str(error))
         finally:
-            display.remove(wish.name)
+            display.remove(wanted_image.name)
     if missing:
-        results.failed[wish] = missing
+        results.failed[wanted_image] = missing
 
 
-def _print_summary(chosen: Iterable[Wish], results: _Results, *, is_dry: bool) -> None:
+def _print_summary(chosen: Iterable[WantedImage], results: _Results, *, is_dry: bool) -> None:
     """Print the result of every image, and the totals."""
     column, head = ("to_fetch_bytes", "TO FETCH") if is_dry else ("fetched_bytes", "FETCHED")
     rows = []
-    for wish in chosen:
-        if (done := results.done.get(wish)) is None:
+    for wanted_image in chosen:
+        if (done := results.done.get(wanted_image)) is None:
             continue
         state = "not yet" if is_dry and done[column] else "whole"
-        if wish in results.failed:
+        if wanted_image in results.failed:
             state = "stale" if not done["missing"] else "incomplete" if done["total"] else "failed"
-        platforms = " ".join(wish.platforms) or "all"
+        platforms = " ".join(wanted_image.platforms) or "all"
         sizes = show_size(done["total"]), show_size(done[column])
         rows.append((str(done["image"]), platforms, state, *sizes))
     if rows:
@@ -169,7 +174,7 @@ def _print_problems(results: _Results, problems: list[str]) -> int:
     """Print the problems; return the exit status."""
     for problem in problems:
         print_error(problem)
-    for wish, reasons in results.failed.items():
+    for wanted_image, reasons in results.failed.items():
         for reason in reasons:
-            print_error(reason if wish.name in reason else f"{wish.name}: {reason}")
+            print_error(reason if wanted_image.name in reason else f"{wanted_image.name}: {reason}")
     return 1 if problems or results.failed else 0

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from proxy.content.shelf import Shelf
+from proxy.content.local_storage import LocalStorage
 from proxy.core.errors import StorageError, UpstreamUnavailable
 from proxy.core.names import Digest
 from proxy.storage.bucket.client import BucketClient, Entry
@@ -23,7 +23,7 @@ from proxy.storage.bucket.recency import Recency
 LOW_MARK: Final = 0.95
 """Share of the limit at which eviction stops."""
 
-LOOK_SECONDS: Final = 3600.0
+CHECK_SECONDS: Final = 3600.0
 WATCH_SECONDS: Final = 30.0
 _MAX_VICTIMS: Final = 50_000
 _BATCH: Final = 500
@@ -55,14 +55,14 @@ class BucketEvictor:
     def __init__(
         self,
         client: BucketClient,
-        shelf: Shelf,
+        local_storage: LocalStorage,
         recency: Recency,
         *,
         limit: int | None,
         protected: Callable[[], Awaitable[Container[Digest]]],
     ) -> None:
         self._client = client
-        self._index, self._counters = shelf.index, shelf.counters
+        self._index, self._counters = local_storage.index, local_storage.counters
         self._recency = recency
         self._limit = limit
         self._protected = protected
@@ -73,7 +73,7 @@ class BucketEvictor:
     async def watch(self) -> None:
         """Call ``enforce`` whenever it may be needed, until cancelled."""
         while True:
-            is_old = time.monotonic() - self._listed_at >= LOOK_SECONDS
+            is_old = time.monotonic() - self._listed_at >= CHECK_SECONDS
             uploaded = self._counters.bucket_uploaded_bytes - self._uploaded
             is_full = self._limit is not None and self.usage.bytes + uploaded > self._limit
             if is_old or (is_full and uploaded):

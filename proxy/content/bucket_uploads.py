@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from proxy.content.shelf import Shelf
+from proxy.content.local_storage import LocalStorage
 from proxy.core.errors import BlobUnknown, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, parse_digest
 from proxy.core.records import BlobRecord
@@ -23,11 +23,11 @@ from proxy.core.tolerant_json import as_list
 from proxy.runtime.executors import Pool, in_thread
 from proxy.runtime.pulse import Pulse
 from proxy.runtime.token_bucket import TokenBucket
-from proxy.storage.bucket.cards import Card
 from proxy.storage.bucket.client import PART, BucketClient
+from proxy.storage.bucket.object_metadata import ObjectMetadata
 from proxy.storage.disk import DiskBlob
 
-AT_ONCE: Final = 3
+CONCURRENCY: Final = 3
 """Concurrent uploads. Each takes up to three parts of ``PART`` bytes of memory."""
 
 RATE: Final = 100_000_000
@@ -68,17 +68,17 @@ class Uploads:
     def __init__(
         self,
         client: BucketClient,
-        shelf: Shelf,
+        local_storage: LocalStorage,
         *,
         smallest: int,
         sweep: Callable[[Collection[Digest], Collection[Digest]], int],
     ) -> None:
         self._client = client
-        self._store, self._index = shelf.store, shelf.index
+        self._store, self._index = local_storage.store, local_storage.index
         self._smallest = smallest
         self._sweep = sweep
-        self._counters = shelf.counters
-        self._clock = shelf.clock
+        self._counters = local_storage.counters
+        self._clock = local_storage.clock
         self.is_left_to_others: Callable[[Digest], bool] = lambda _: False
         """Returns True for stored content that another machine uploads."""
         self._waiting: dict[Digest, None] = {}
@@ -120,7 +120,7 @@ class Uploads:
         await self._clean()  # before the first upload: it removes those of an earlier process
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resume(), name="resume uploads")
-            for number in range(AT_ONCE):
+            for number in range(CONCURRENCY):
                 group.create_task(self._work(), name=f"upload {number}")
 
     async def close(self) -> None:
@@ -214,13 +214,13 @@ class Uploads:
         """Write an object; return False if there is one. A wrong one is replaced."""
         digest = record.digest
         holders = frozenset(await self._index.holders(digest))
-        card = Card(record.media_type, record.is_public, holders)
+        metadata = ObjectMetadata(record.media_type, record.is_public, holders)
         if record.size <= PART:
             if is_wrong:
                 await self._client.delete([digest])
             data = await in_thread(partial(blob.read, 0, blob.size), Pool.UPKEEP)
             await self._paced(len(data))
-            return await self._client.create(digest, data, card)
+            return await self._client.create(digest, data, metadata)
         if self._client.has(digest) is None:
             with suppress(BlobUnknown):
                 await self._client.head(digest)
@@ -228,7 +228,7 @@ class Uploads:
         self._in_parts.add(digest)
         await self._note_parts()
         try:
-            await self._client.write(digest, self._chunks(blob), blob.size, card)
+            await self._client.write(digest, self._chunks(blob), blob.size, metadata)
         finally:
             self._in_parts.discard(digest)
             await self._note_parts()

@@ -90,7 +90,7 @@ async def hashed(file: DiskBlob, digest: Digest, pace: Pace, after: After) -> Di
     return verifier
 
 
-async def at_once(_: int) -> None:
+async def no_pause(_: int) -> None:
     """Go on with the next step at once."""
 
 

@@ -15,7 +15,7 @@ from proxy.content.facts import Graph, Links, Tags
 from proxy.content.faults import Faults
 from proxy.content.notices import Cached
 from proxy.content.reconciler import Reconciler
-from proxy.content.reservations import Arrival, Reservation
+from proxy.content.reservations import BodyReservation, Reservation
 from proxy.content.writer import Writer
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest, Target
@@ -100,7 +100,7 @@ class Content:
         try:
             file = self._store.open(digest)
         except StorageError as error:
-            self.faults.trouble(error)
+            self.faults.count_error(error)
             return None
         if file is not None and file.size == record.size:
             self.touch(digest)
@@ -110,7 +110,7 @@ class Content:
         await self.faults.drop(digest, reason="the file is missing or has another size")
         return None
 
-    async def look(self, digest: Digest) -> bytes | None:
+    async def read_untouched(self, digest: Digest) -> bytes | None:
         """Return small content completely, as ``read`` does, but count no use."""
         record = await self.find(digest)
         if record is None or record.size > MAX_LOOKED_AT:
@@ -122,7 +122,7 @@ class Content:
             with closing(file):
                 return await in_thread(lambda: file.read(0, file.size))
         except StorageError as error:
-            self.faults.trouble(error)
+            self.faults.count_error(error)
             return None
 
     async def read(self, digest: Digest) -> bytes | None:
@@ -133,7 +133,7 @@ class Content:
         try:
             return await in_thread(lambda: file.read(0, file.size))
         except StorageError as error:
-            self.faults.trouble(error)
+            self.faults.count_error(error)
             return None
         finally:
             file.close()
@@ -146,7 +146,7 @@ class Content:
         try:
             file = self._store.open(record.digest)
         except StorageError as error:
-            self.faults.trouble(error)
+            self.faults.count_error(error)
             return None
         if file is None:
             return None
@@ -173,7 +173,7 @@ class Content:
 
     async def adopt(
         self,
-        reservation: Reservation | Arrival,
+        reservation: Reservation | BodyReservation,
         spool: DiskSpool,
         descriptor: Descriptor,
         children: Iterable[Child] | None = (),
@@ -193,7 +193,7 @@ class Content:
             known = await self._index.blob(digest)
             is_new = known is None or self.reconciler.file_size(digest) != known.size
             if known is None or is_new:
-                await self.reconciler.land(digest, spool)
+                await self.reconciler.store_file(digest, spool)
                 await self._index.blob(digest)  # into RAM, so that the next does not suspend before
                 reservation.release()  # the index counts it from here on
             else:
@@ -220,9 +220,9 @@ class Content:
     async def writer(self, target: Target, digest: Digest, size: int | None) -> Writer:
         """Return a writer with space for a blob of ``size`` bytes (None: not announced).
 
-        Raises ``StorageError``, which is ``NoRoom`` if there is too little.
+        Raises ``StorageError``, which is ``NoSpace`` if there is too little.
         """
-        room = await self.evictor.arrival(target.upstream, size)
+        room = await self.evictor.reserve_body(target.upstream, size)
         return await self._writer(target, digest, size, room)
 
     async def trusted_writer(self, target: Target, digest: Digest, size: int) -> Writer:
@@ -230,11 +230,11 @@ class Content:
 
         Raises as ``writer``.
         """
-        room = await self.evictor.arrival(None, size)
+        room = await self.evictor.reserve_body(None, size)
         return await self._writer(target, digest, size, room)
 
     async def _writer(
-        self, target: Target, digest: Digest, size: int | None, room: Arrival
+        self, target: Target, digest: Digest, size: int | None, room: BodyReservation
     ) -> Writer:
         try:
             spool = await self._store.spool(digest, None)
@@ -245,7 +245,7 @@ class Content:
         writer.size = size
         return writer
 
-    async def keep(
+    async def store_manifest(
         self,
         descriptor: Descriptor,
         body: bytes,
@@ -269,7 +269,7 @@ class Content:
                     reservation, spool, descriptor, children, is_public=is_public
                 )
         except StorageError as error:
-            self.faults.trouble(error)
+            self.faults.count_error(error)
             return False
 
     async def publish(self, digests: Iterable[Digest]) -> None:

@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class Download:
-    """One download: not begun, then growing, then landed (all bytes proven) or failed.
+    """One download: not begun, then growing, then proven or failed.
 
     ``size`` is None until a source announces it.
     ``is_prefetch``: no client has asked for it.
@@ -47,7 +47,7 @@ class Download:
         self.target: Final = fetch.target
         self.digest: Final = fetch.digest
         self.is_prefetch: Final = fetch.priority is Priority.PREFETCH
-        self.landed = False
+        self.is_proven = False
         self.is_public = False
         self.place = Place.REGISTRY
         self.failure: Exception | None = None
@@ -56,7 +56,7 @@ class Download:
         self._holds = 1  # the task's own
 
     def __repr__(self) -> str:
-        state = "landed" if self.landed else "failed" if self.failure else "open"
+        state = "proven" if self.is_proven else "failed" if self.failure else "open"
         return f"<Download {self.digest[:19]} {self.written}/{self.size} {state}>"
 
     @property
@@ -90,14 +90,14 @@ class Download:
         before, self.writer, self._changed = self._changed, writer, writer.progress
         before.beat()
 
-    def land(self) -> None:
+    def mark_proven(self) -> None:
         """Let readers have the last byte: all is proven."""
-        self.landed = True
+        self.is_proven = True
         self._changed.beat()
 
     def fail(self, failure: Exception) -> None:
-        """Fail every reader with an error; does nothing after landing."""
-        if not self.landed:
+        """Fail every reader with an error; does nothing to a proven one."""
+        if not self.is_proven:
             self.failure = failure
             self._changed.beat()
 
@@ -118,7 +118,7 @@ class Download:
 
     async def proven(self) -> None:
         """Return once all bytes have arrived and are proven. Raises the failure."""
-        while not self.landed:
+        while not self.is_proven:
             await self._change()
 
     async def readable(self, offset: int) -> int:
@@ -127,7 +127,7 @@ class Download:
         Waits for more bytes. Raises the failure of the download.
         """
         while True:
-            if self.landed:
+            if self.is_proven:
                 return max(self.written, offset)
             if self.failure is None and self.written - _TAIL > offset:
                 return self.written - _TAIL
@@ -239,22 +239,22 @@ class Downloads:
             await asyncio.wait([task])
 
     def abandon(self, reader: Reader) -> None:
-        """Close a reader; the download ends unless it has landed or has other readers."""
+        """Close a reader; the download ends unless it is proven or has other readers."""
         reader.close()
-        if not reader.download.landed and not reader.download.is_read:
+        if not reader.download.is_proven and not reader.download.is_read:
             self._drop(reader.download)
 
     def drop_if_unwanted(self, download: Download) -> None:
         """End a download without readers if too little of it has arrived."""
-        if self._min_complete <= 0 or download.landed or download.is_read:
+        if self._min_complete <= 0 or download.is_proven or download.is_read:
             return
         if download.written < self._min_complete * (download.size or float("inf")):
             self._drop(download)
 
     async def close(self) -> None:
-        """Cancel downloads that have not landed, store the rest, and wait until all have ended."""
+        """Cancel downloads that are not proven, store the rest, and wait until all have ended."""
         for download, task in self._tasks.items():
-            if not download.landed:
+            if not download.is_proven:
                 task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
@@ -274,7 +274,7 @@ class Downloads:
                 except ContentMismatch:
                     body.reject()
                     raise
-                download.land()
+                download.mark_proven()
             if await writer.commit(is_public=body.is_public):
                 seconds = time.monotonic() - started
                 cached = Cached(fetch.target, fetch.digest, writer.written, body.place, seconds)
@@ -285,17 +285,17 @@ class Downloads:
         failure: Exception = _cancelled()
         try:
             about: spans.Attributes = {"millpond.digest": fetch.digest}
-            with spans.part("download", spans.Kind.INTERNAL, about) as span:
+            with spans.child_span("download", spans.Kind.INTERNAL, about) as span:
                 await self._fetch(download, fetch)
                 if span is not None:
                     span.add({"millpond.bytes": download.written})
         except ContentMismatch as error:
-            self._content.faults.mismatched(error, fetch.target, fetch.digest, download.place)
+            self._content.faults.report_mismatch(error, fetch.target, fetch.digest, download.place)
             failure = error
         except RegistryError as error:
             failure = error
         except StorageError as error:
-            self._content.faults.trouble(error)
+            self._content.faults.count_error(error)
             key = f"{fetch.target} {fetch.digest}"
             await self._unfit.set(key, value=True, ttl=UNFIT_SECONDS)
             failure = error
@@ -313,7 +313,7 @@ class Downloads:
     def _task_ended(self, download: Download) -> None:
         """End a download whose task was cancelled before its first step: nothing of it has run."""
         del self._tasks[download]
-        if download.failure is None and not download.landed:
+        if download.failure is None and not download.is_proven:
             self._end(download, _cancelled())
         for ended in self.on_ended:
             ended(download)

@@ -17,13 +17,13 @@ import structlog
 
 from proxy.content.free_space import FreeSpace
 from proxy.content.notices import Evicted
-from proxy.content.reservations import Arrival, NoRoom, Reservation
+from proxy.content.reservations import BodyReservation, NoSpace, Reservation
 from proxy.content.unproven import Unproven
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Clock, disk_bytes
 from proxy.core.units import show_size
 from proxy.index import Index, Position
-from proxy.runtime.executors import Pool, in_thread, to_its_end
+from proxy.runtime.executors import Pool, in_thread, run_to_completion
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage.disk import DiskStore
 
@@ -82,12 +82,12 @@ class Evictor:
         self._counters = counters
         self._protected = protected
         self._promised = 0
-        self._condemned = 0
+        self._deleting = 0
         self._orphans = 0
         self._counted = asyncio.Event()
-        self._pressed = asyncio.Event()
+        self._eviction_requested = asyncio.Event()
         self._evicting = asyncio.Lock()
-        self._free_space = FreeSpace(store, counters.storage_trouble)
+        self._free_space = FreeSpace(store, counters.count_storage_error)
         self.quota: Final = quota
         self.unproven = Unproven(quota.unproven_share)
         self.on_evicted: Final[list[Callable[[Evicted], None]]] = []
@@ -97,10 +97,10 @@ class Evictor:
 
     @property
     def used(self) -> int:
-        """Disk bytes of content, promises, quarantine, condemned files, orphans, and the index."""
+        """Disk bytes of content, promises, quarantine, deletions, orphans, and the index."""
         known = self._index.usage().disk_bytes + self._store.quarantine.bytes
         known += max(0, self._index.file_bytes - INDEX_IS_FREE)
-        return known + self._promised + self._condemned + self._orphans
+        return known + self._promised + self._deleting + self._orphans
 
     @property
     def limit(self) -> int:
@@ -114,7 +114,7 @@ class Evictor:
         return max(0, min(self.quota.max_size, total - self.quota.min_free))
 
     @property
-    def bound(self) -> str:
+    def limit_reason(self) -> str:
         """The setting that ``limit`` comes from, with its value, for people."""
         limit, most = self.limit, self.quota.max_size
         if limit >= most:
@@ -123,7 +123,7 @@ class Evictor:
         return f"the disk has room for {show_size(limit)}, as storage.min_free keeps {free} free"
 
     async def reserve(self, size: int) -> Reservation:
-        """Return a reservation of space for ``size`` bytes. Raises ``NoRoom``."""
+        """Return a reservation of space for ``size`` bytes. Raises ``NoSpace``."""
         reservation = Reservation(self)
         await reservation.grow(size)
         return reservation
@@ -133,20 +133,22 @@ class Evictor:
         """Bytes that an arriving body may have promised beyond those that have arrived."""
         return min(_LONGEST_LEAD, self.quota.max_size // _STEPS)
 
-    async def arrival(self, upstream: str | None, announced: int | None) -> Arrival:
-        """Return space for a body of which nothing has arrived yet. Raises ``NoRoom``.
+    async def reserve_body(self, upstream: str | None, announced: int | None) -> BodyReservation:
+        """Return space for a body of which nothing has arrived yet. Raises ``NoSpace``.
 
         ``upstream`` is None for a body from an operator.
         """
         if not self.admits(upstream, announced or 0):
-            raise NoRoom(f"{announced} bytes do not fit, or would evict too much; {self.bound}")
-        arrival = Arrival(self, upstream, announced)
+            raise NoSpace(
+                f"{announced} bytes do not fit, or would evict too much; {self.limit_reason}"
+            )
+        reservation = BodyReservation(self, upstream, announced)
         try:
-            await arrival.grow(0)
+            await reservation.grow(0)
         except BaseException:
-            arrival.release()
+            reservation.release()
             raise
-        return arrival
+        return reservation
 
     def admits(self, upstream: str | None, size: int) -> bool:
         """Return False if there is certainly no space for a body of ``size`` bytes (0: unknown).
@@ -183,14 +185,14 @@ class Evictor:
         while True:
             try:
                 async with asyncio.timeout(WATCH_SECONDS):
-                    await self._pressed.wait()
+                    await self._eviction_requested.wait()
             except TimeoutError:
                 pass
-            self._pressed.clear()
+            self._eviction_requested.clear()
             await self.enforce(clock())
 
-    async def take(self, more: int, upstream: str | None = None) -> None:
-        """Promise ``more`` disk bytes, evicting as needed. Raises ``NoRoom``.
+    async def promise(self, more: int, upstream: str | None = None) -> None:
+        """Promise ``more`` disk bytes, evicting as needed. Raises ``NoSpace``.
 
         ``upstream`` names the upstream whose unproven bytes they are. These count from here on:
         otherwise several downloads that wait for room would each evict a full share.
@@ -198,7 +200,7 @@ class Evictor:
         self._free_space.expect(more)
         limit = self.limit
         if self._promised + more > limit:
-            raise NoRoom(f"{more} bytes do not fit: {self.bound}")
+            raise NoSpace(f"{more} bytes do not fit: {self.limit_reason}")
         if upstream is not None:
             self.unproven.occupy(upstream, more)
         try:
@@ -210,26 +212,26 @@ class Evictor:
                 self.unproven.occupy(upstream, -more)
             raise
         self._promised += more
-        self._press()
+        self._request_eviction()
 
-    def give_back(self, promised: int, upstream: str | None = None) -> None:
-        """Take back a promise."""
+    def release(self, promised: int, upstream: str | None = None) -> None:
+        """Release promised bytes."""
         self._promised -= promised
         if upstream is not None:
             self.unproven.occupy(upstream, -promised)
-            self._press(promised)  # the index may count these bytes in a moment
+            self._request_eviction(promised)  # the index may count these bytes in a moment
 
-    def _press(self, more: int = 0) -> None:
+    def _request_eviction(self, more: int = 0) -> None:
         if self._proven + more > self.limit * self.quota.high_mark:
-            self._pressed.set()
+            self._eviction_requested.set()
 
-    def condemn(self, size: int) -> None:
-        """Count ``size`` disk bytes of content that leaves the index, until ``unlinked``."""
-        self._condemned += size
+    def begin_deletion(self, size: int) -> None:
+        """Count ``size`` disk bytes of content that leaves the index, until ``end_deletion``."""
+        self._deleting += size
 
-    def unlinked(self, size: int) -> None:
-        """Stop counting condemned bytes: their file is deleted, or in quarantine."""
-        self._condemned -= size
+    def end_deletion(self, size: int) -> None:
+        """Stop counting these bytes: their file is deleted, or in quarantine."""
+        self._deleting -= size
 
     async def evict(self, wanted: int) -> tuple[int, int]:
         """Evict the coldest worth ``wanted`` disk bytes; return the blobs and bytes evicted."""
@@ -241,7 +243,7 @@ class Evictor:
         async with self._evicting:
             records, evicted = await self._index.records(digests), Evicted()
             if records:
-                await to_its_end(self._evict(list(records.values()), evicted))
+                await run_to_completion(self._evict(list(records.values()), evicted))
             return evicted.blobs, evicted.bytes
 
     async def coldest(self, wanted: int) -> list[BlobRecord]:
@@ -255,36 +257,36 @@ class Evictor:
         coldest = (record.used_at for _, record in first if record.digest not in protected)
         return next(coldest, None)
 
-    def found(self, orphans: int) -> None:
+    def set_orphans(self, orphans: int) -> None:
         """Take the disk bytes of all orphans."""
         self._orphans = orphans
         self._free_space.expire()
         self.failure = None
         self._counted.set()
 
-    def not_found(self, problem: str) -> None:
-        """Record the reason why the store cannot be read now; ``found`` follows later."""
+    def report_unreadable(self, problem: str) -> None:
+        """Record the reason why the store cannot be read now; ``set_orphans`` follows later."""
         self.failure = problem
 
-    def lost(self) -> None:
+    def forget_orphans(self) -> None:
         """Record that rows were lost: there may be orphans until the store has been read."""
         self._counted.clear()
 
-    def settled(self, orphan: int) -> None:
+    def subtract_orphan(self, orphan: int) -> None:
         """Subtract bytes of orphans that have a row now, or are deleted."""
         self._orphans = max(0, self._orphans - orphan)
 
     async def _count(self) -> None:
-        """Wait a limited time until all files are counted. Raises ``NoRoom``."""
+        """Wait a limited time until all files are counted. Raises ``NoSpace``."""
         if self._counted.is_set():
             return  # a later scan that fails changes nothing
         if self.failure is not None:
-            raise NoRoom(f"the content of the cache is not known: {self.failure}")
+            raise NoSpace(f"the content of the cache is not known: {self.failure}")
         try:
             async with asyncio.timeout(COUNT_SECONDS):
                 await self._counted.wait()
         except TimeoutError:
-            raise NoRoom("the content on the disk is still being counted") from None
+            raise NoSpace("the content on the disk is still being counted") from None
 
     async def _make_room(self, more: int, upstream: str | None) -> None:
         while self.used + more > self.limit:
@@ -293,22 +295,24 @@ class Evictor:
                     return
                 held = self._index.usage().disk_bytes
                 if upstream is not None and not self.unproven.may_evict(upstream, held):
-                    raise NoRoom(f"unproven content of {upstream} may evict no more")
+                    raise NoSpace(f"unproven content of {upstream} may evict no more")
                 await self._evict_down_to(self.limit - more)  # ``watch`` goes on to the low mark
                 if self.used + more > self.limit:
-                    raise NoRoom(f"{more} bytes do not fit, nothing is left to evict: {self.bound}")
+                    raise NoSpace(
+                        f"{more} bytes do not fit, nothing is left to evict: {self.limit_reason}"
+                    )
 
     async def _evict_down_to(self, target: float) -> tuple[int, int]:
         """Evict until at most ``target`` disk bytes are used, or nothing is left to evict."""
         if self.used > target and self._store.quarantine.bytes:
             await in_thread(self._store.quarantine.empty, Pool.WRITE)
         after: Position | None = None
-        with self._telling() as evicted:
+        with self._reporting() as evicted:
             while (excess := self.used - target) > 0:
                 victims, after = await self._victims(excess, _BATCH, after)
                 before = evicted.blobs
                 if victims:
-                    await to_its_end(self._evict(victims, evicted))
+                    await run_to_completion(self._evict(victims, evicted))
                 if evicted.blobs == before:
                     break
         if evicted.blobs:
@@ -318,14 +322,14 @@ class Evictor:
     async def _expire(self, oldest: float) -> None:
         """Evict content that was last used before ``oldest``, Unix seconds."""
         victims, after = await self._victims(float("inf"), _BATCH, before=oldest)
-        with self._telling() as evicted:
+        with self._reporting() as evicted:
             while victims:
-                await to_its_end(self._evict(victims, evicted))
+                await run_to_completion(self._evict(victims, evicted))
                 victims, after = await self._victims(float("inf"), _BATCH, after, before=oldest)
 
     @contextmanager
-    def _telling(self) -> Iterator[Evicted]:
-        """Give the account of one eviction, and tell listeners if something was evicted."""
+    def _reporting(self) -> Iterator[Evicted]:
+        """Yield the account of one eviction, and notify listeners if something was evicted."""
         evicted = Evicted()
         try:
             yield evicted
@@ -366,24 +370,24 @@ class Evictor:
         """
         records = {record.digest: record for record in victims}
         taken = sum(disk_bytes(record.size) for record in victims)
-        self._condemned += taken
+        self._deleting += taken
         digests = list(records)
         children = {
             digest: await self._index.children(digest)
             for digest, record in records.items()
             if record.media_type is not None
         }
-        self._store.condemn(digests)
+        self._store.begin_deletion(digests)
         try:
             await self._index.drop_blobs(digests)
         finally:  # whatever happens: until then these digests cannot be stored again
             remaining = await self._store.delete(digests)
-            self._condemned -= taken
+            self._deleting -= taken
         for digest in remaining:
             await self._index.set_blob(records[digest], children.get(digest, ()))
             self._index.touch(digest)  # others are evicted before it is tried again
         deleted = records.keys() - set(remaining)
-        await self._index.forget_files(deleted)
+        await self._index.delete_loose_files(deleted)
         self._counters.storage_errors += len(remaining)
         for record in victims:
             if record.digest in deleted:

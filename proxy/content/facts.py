@@ -137,7 +137,7 @@ class Graph:
         self.described: Final = index.children
         self.weights: Final = index.weights
         self.listings: Final = index.listings
-        self.listed_besides: Final = index.listed_besides
+        self.listed_by_others: Final = index.listed_by_others
 
     async def children(self, digest: Digest) -> tuple[Digest, ...] | None:
         """Return the children of a held manifest; empty for other content.

@@ -10,13 +10,13 @@ from proxy.content import checks
 from proxy.content.checks import Pace, Verdict
 from proxy.content.eviction import Evictor
 from proxy.content.notices import Corrupt
-from proxy.content.reservations import NoRoom
+from proxy.content.reservations import NoSpace
 from proxy.core.errors import ContentMismatch, StorageError
 from proxy.core.names import Digest, Target
 from proxy.core.records import Clock, disk_bytes
 from proxy.core.sources import Place, WrongBytes
 from proxy.index import Index
-from proxy.runtime.executors import Pool, in_thread, to_its_end
+from proxy.runtime.executors import Pool, in_thread, run_to_completion
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage.disk import DiskStore
 
@@ -70,43 +70,43 @@ class Faults:
         """Delete content whose file is missing or wrong."""
         self._counters.storage_errors += 1
         log.warning("dropped from the cache", digest=digest, reason=reason)
-        await to_its_end(self._drop(digest))
+        await run_to_completion(self._drop(digest))
 
-    async def set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
+    async def quarantine(self, digest: Digest, note: dict[str, object]) -> str | None:
         """Move bad content to quarantine, with ``note`` beside it if there is space.
 
         Returns its path there, None if it could only be deleted.
         """
         self._counters.corrupted += 1
-        return await to_its_end(self._set_aside(digest, note))
+        return await run_to_completion(self._quarantine(digest, note))
 
     async def notes(self) -> list[str]:
-        """Return the notes that were written with ``set_aside``."""
+        """Return the notes that were written with ``quarantine``."""
         return await in_thread(self._store.quarantine.notes)
 
     def repaired(self) -> None:
         """Count bad content that was fetched again."""
         self._counters.repaired += 1
 
-    def mismatched(
+    def report_mismatch(
         self, error: ContentMismatch, target: Target | None, digest: Digest, where: str
     ) -> None:
         """Count and log a body that is not its digest; ``where`` is as in ``Corrupt``."""
         self._counters.mismatches += 1
         log.error("content mismatch", error=error.message)
-        self._tell(Corrupt(target, digest, error.found, where))
+        self._notify(Corrupt(target, digest, error.found, where))
 
-    def wrong_from(self, place: Place) -> WrongBytes:
+    def mismatch_reporter(self, place: Place) -> WrongBytes:
         """Return the callback for wrong bytes that a source itself has detected."""
 
-        def tell(target: Target, digest: Digest, found: str) -> None:
-            self._tell(Corrupt(target, digest, found, place))
+        def notify(target: Target, digest: Digest, found: str) -> None:
+            self._notify(Corrupt(target, digest, found, place))
 
-        return tell
+        return notify
 
-    def trouble(self, error: StorageError) -> None:
+    def count_error(self, error: StorageError) -> None:
         """Count a handled failure of the disk. A full cache is not a failure."""
-        if isinstance(error, NoRoom):
+        if isinstance(error, NoSpace):
             log.info("not kept", reason=str(error))
             return
         self._counters.storage_errors += 1
@@ -116,37 +116,37 @@ class Faults:
         """Count content that could not be read while it was sent."""
         self._counters.storage_errors += 1
 
-    async def _gone_bad(self, digest: Digest, found: object) -> None:
+    async def _report_damage(self, digest: Digest, found: object) -> None:
         """Notify listeners of damaged held content, with one of its repositories."""
         holders = await self._index.holders(digest)
         target = holders[-1] if holders else None
         known = found if isinstance(found, str) else None
-        self._tell(Corrupt(target, digest, known, Place.DISK))
+        self._notify(Corrupt(target, digest, known, Place.DISK))
 
-    def _tell(self, corrupt: Corrupt) -> None:
+    def _notify(self, corrupt: Corrupt) -> None:
         for listener in self.on_corrupt:
             listener(corrupt)
 
     async def _drop(self, digest: Digest) -> None:
-        await self._gone_bad(digest, None)
-        size = await self._condemned(digest)
+        await self._report_damage(digest, None)
+        size = await self._begin_deletion(digest)
         await self._index.drop_blobs([digest])
         await self._delete(digest, size)
 
-    async def _set_aside(self, digest: Digest, note: dict[str, object]) -> str | None:
+    async def _quarantine(self, digest: Digest, note: dict[str, object]) -> str | None:
         text = json.dumps({"digest": digest, "found_at": self._clock(), **note}, indent=2) + "\n"
         path: str | None = None
-        await self._gone_bad(digest, note.get("digest_found"))
-        size = await self._condemned(digest)
+        await self._report_damage(digest, note.get("digest_found"))
+        size = await self._begin_deletion(digest)
         try:
             await self._index.drop_blobs([digest])
             with ExitStack() as resources:
                 try:
                     reservation = await self._evictor.reserve(len(text.encode()))
                     resources.callback(reservation.release)
-                except NoRoom:
+                except NoSpace:
                     text = ""
-                path = await in_thread(lambda: self._store.quarantine.take(digest, text), Pool.SYNC)
+                path = await in_thread(lambda: self._store.quarantine.add(digest, text), Pool.SYNC)
         except StorageError as error:
             log.warning("not kept in quarantine", digest=digest, reason=str(error))
         finally:
@@ -156,19 +156,19 @@ class Faults:
         )
         return path
 
-    async def _condemned(self, digest: Digest) -> int:
-        """Stop serving content; return its disk bytes, which count until they are unlinked.
+    async def _begin_deletion(self, digest: Digest) -> int:
+        """Stop serving content; return its disk bytes, which count until the file is deleted.
 
         ``_delete`` must follow whatever happens, or the digest could not be stored again.
         """
         record = await self._index.blob(digest)
         size = 0 if record is None else disk_bytes(record.size)
-        self._evictor.condemn(size)
-        self._store.condemn([digest])
+        self._evictor.begin_deletion(size)
+        self._store.begin_deletion([digest])
         return size
 
     async def _delete(self, digest: Digest, size: int) -> None:
         """Delete the file. One that cannot be deleted counts until the next start."""
         if not await self._store.delete([digest]):
-            self._evictor.unlinked(size)
-            await self._index.forget_files([digest])
+            self._evictor.end_deletion(size)
+            await self._index.delete_loose_files([digest])

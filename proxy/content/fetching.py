@@ -8,7 +8,7 @@ from typing import Self
 
 import structlog
 
-from proxy.content.stretches import Stretches
+from proxy.content.intervals import Intervals
 from proxy.core.errors import BlobUnknown, RegistryError, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Target
 from proxy.core.sources import Body, Piece, Place, Priority, Source
@@ -53,7 +53,7 @@ class SourcesBody:
         self._left = deque(fetch.sources)
         self._asked: list[Source] = []
         self._body: Body | None = None
-        self._given = Stretches()
+        self._given = Intervals()
         self.place = Place.REGISTRY
         """The source of the first byte."""
         self.is_public = True

@@ -25,10 +25,10 @@ log = structlog.get_logger(__name__)
 class FreeSpace:
     """The free space of the cache's file system."""
 
-    def __init__(self, store: DiskStore, on_trouble: Callable[[], None]) -> None:
-        """``on_trouble`` is called whenever the file system gives no answer."""
+    def __init__(self, store: DiskStore, on_error: Callable[[], None]) -> None:
+        """``on_error`` is called whenever the file system gives no answer."""
         self._store = store
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._free: int | None = None
         self._used = 0
         self._promised = 0
@@ -57,7 +57,7 @@ class FreeSpace:
             try:
                 self._free = self._store.free()
             except StorageError as error:
-                self._on_trouble()
+                self._on_error()
                 log.warning("free space unknown", error=str(error))
                 self._free = None
             self._used = occupied()

@@ -69,7 +69,7 @@ class Feeds:
         self._revision = 0
         self.on_report: Final[list[Callable[[str], None]]] = []
         """Called with the source of each report, except the file."""
-        self._kept = 0
+        self._saved = 0
 
     @property
     def revision(self) -> int:
@@ -141,20 +141,20 @@ class Feeds:
             except (RegistryError, ValueError, TypeError):
                 log.warning("a report of images in use cannot be read any more")
         await self._read_file()
-        self._kept = self.revision
+        self._saved = self.revision
 
     async def watch(self) -> None:
         """Read the file whenever it changes, and store all reports, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             await self._read_file()
-            await self.keep()
+            await self.save()
 
-    async def keep(self) -> None:
+    async def save(self) -> None:
         """Store the reports for the next start, if they have changed."""
-        if (revision := self.revision) == self._kept:
+        if (revision := self.revision) == self._saved:
             return
-        self._kept = revision
+        self._saved = revision
         rows = [_row(feed) for feed in self._feeds.values()]
         try:
             await self._index.set_note(_NOTE, rows)

@@ -42,7 +42,7 @@ class Named:
         return self.meant.matches(target, tag, digest)
 
 
-def is_meant(pin: Image | Selector, by: Image | Selector) -> bool:
+def is_covered(pin: Image | Selector, by: Image | Selector) -> bool:
     """Return True if a pattern means a pinned image."""
     if not isinstance(by, Selector) or isinstance(pin, Selector) or pin.target is None:
         return False

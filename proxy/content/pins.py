@@ -15,18 +15,18 @@ import structlog
 
 from proxy.content.facts import Graph, Tags
 from proxy.content.in_use import Feeds
-from proxy.content.pin_names import Named, Pin, is_meant
+from proxy.content.pin_names import Named, Pin, is_covered
 from proxy.core.errors import Conflict, PinUnknown, RegistryError, StorageError
 from proxy.core.names import Digest, Image, Tag, Target
 from proxy.core.records import TagRecord, disk_bytes
 from proxy.core.selection import Selector, selector_of
 from proxy.index import Index
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 
 STALE_SECONDS: Final = 5.0
 """Maximum delay until a new image is protected. Until then it is safe as the warmest content."""
 
-_REST: Final = 20.0
+_PAUSE_FACTOR: Final = 20.0
 """Time until the protected content is computed again, as a multiple of the computing time."""
 
 _NOTE: Final = "pins"
@@ -166,7 +166,7 @@ class Pins:
     async def add(self, name: str) -> Pin:
         """Add a pin. Raises ``RegistryError``, ``StorageError``."""
         added = self._named(name)
-        await to_its_end(self._add(added))
+        await run_to_completion(self._add(added))
         for pin in await self.all():
             if pin.name == added.name:
                 return pin
@@ -188,7 +188,7 @@ class Pins:
         Nothing is refused: the pins report what does not fit. Raises ``RegistryError``, and what
         ``record`` raises.
         """
-        await to_its_end(self._add_all([self._named(name) for name in names], record))
+        await run_to_completion(self._add_all([self._named(name) for name in names], record))
 
     async def _add_all(self, pins: Iterable[Named], record: Record) -> None:
         async with self._noting:
@@ -204,7 +204,7 @@ class Pins:
 
         Raises ``RegistryError``, ``StorageError``.
         """
-        return await to_its_end(self._remove(name))
+        return await run_to_completion(self._remove(name))
 
     async def _remove(self, name: str) -> list[str]:
         async with self._noting:
@@ -227,7 +227,7 @@ class Pins:
 
         No pin is refused: those that do not fit here are reported.
         """
-        await to_its_end(self._follow(changes))
+        await run_to_completion(self._follow(changes))
 
     async def _follow(self, changes: Mapping[str, bool]) -> None:
         async with self._noting:
@@ -247,7 +247,7 @@ class Pins:
         """Return the added pins that a name or a pattern means. Raises ``RegistryError``."""
         if any(str(one.meant) == pin.name for one in self._configured):
             raise Conflict(f"{pin.name} is pinned by the configuration")
-        ended = [one.name for one in self._added if one == pin or is_meant(one.meant, pin.meant)]
+        ended = [one.name for one in self._added if one == pin or is_covered(one.meant, pin.meant)]
         if not ended:
             raise PinUnknown(f"{pin.name} is not pinned")
         return ended
@@ -282,7 +282,7 @@ class Pins:
                 if of != self._inputs():
                     continue  # a pin or a feed changed meanwhile
                 self._protected, ended = protected, time.monotonic()
-                rest = min(STALE_SECONDS, _REST * (ended - started))
+                rest = min(STALE_SECONDS, _PAUSE_FACTOR * (ended - started))
                 self._computed = of, index, ended + rest
                 break
             return self._protected

@@ -22,7 +22,7 @@ from proxy.core.errors import StorageError, is_disk_error
 from proxy.core.names import Digest
 from proxy.core.records import BlobRecord, Child, disk_bytes
 from proxy.index import Index, pages
-from proxy.runtime.executors import Pool, by_size, in_thread
+from proxy.runtime.executors import Pool, in_thread, in_thread_if_large
 from proxy.runtime.singleflight import SingleFlight
 from proxy.storage.disk import DiskBlob, DiskSpool, DiskStore
 
@@ -67,16 +67,16 @@ class Reconciler:
             self._is_noted = await self._index.note(_RECONCILED) is True
             loose = await self._index.loose_files()
         except StorageError as error:
-            self._faults.trouble(error)
+            self._faults.count_error(error)
             return
         held = await self._index.records(loose)
         sizes = {digest: self.file_size(digest) for digest in loose if digest not in held}
         self._orphans = {
             digest: disk_bytes(max(0, size)) for digest, size in sizes.items() if size is not None
         }
-        await self._index.forget_files(set(loose) - self._orphans.keys())
+        await self._index.delete_loose_files(set(loose) - self._orphans.keys())
         if self._is_noted:
-            self._evictor.found(sum(self._orphans.values()))
+            self._evictor.set_orphans(sum(self._orphans.values()))
 
     async def rows_lost(self) -> None:
         """Return once a damaged index was replaced, and there may be orphans."""
@@ -105,12 +105,12 @@ class Reconciler:
         """Return the lock under which a digest gets its file and then its row."""
         return self._arriving.setdefault(digest, asyncio.Lock())
 
-    async def land(self, digest: Digest, spool: DiskSpool) -> None:
+    async def store_file(self, digest: Digest, spool: DiskSpool) -> None:
         """Make a spool the file of a blob; its row must follow. Needs the lock.
 
         An orphan's file is replaced and no longer counts.
         """
-        await self._index.loosen_files([digest])
+        await self._index.add_loose_files([digest])
         await self._store.put(digest, spool)
         self._settle(digest)
 
@@ -119,7 +119,7 @@ class Reconciler:
         try:
             file = self._store.open(digest)
         except StorageError as error:
-            self._faults.trouble(error)
+            self._faults.count_error(error)
             return UNREADABLE
         if file is None:
             return None
@@ -136,7 +136,7 @@ class Reconciler:
         try:
             adopted, dropped = await self._reconcile()
         except StorageError as error:
-            self._evictor.not_found(str(error))
+            self._evictor.report_unreadable(str(error))
             raise
         took = round(time.perf_counter() - started, 3)
         log.info("reconciled", adopted=adopted, dropped=dropped, seconds=took)
@@ -145,11 +145,11 @@ class Reconciler:
         if self._damaged != self._index.damaged:
             self._damaged, self._is_noted = self._index.damaged, False
             self._is_reconciled = False
-            self._evictor.lost()
+            self._evictor.forget_orphans()
         found = {d: disk_bytes(size) async for page in self._without_row() for d, size in page}
         held = await self._index.records(found)  # some have got their row meanwhile
         self._orphans = {digest: size for digest, size in found.items() if digest not in held}
-        self._evictor.found(sum(self._orphans.values()))
+        self._evictor.set_orphans(sum(self._orphans.values()))
         await self._note_orphans()
         adopted, dropped = 0, await self._drop_ghosts()
         for digest in list(self._orphans):
@@ -189,7 +189,7 @@ class Reconciler:
                 held = await self._index.records(missing)
                 ghosts = self._missing(held.values())
                 await self._index.drop_blobs(ghosts)
-                await self._index.forget_files(ghosts)
+                await self._index.delete_loose_files(ghosts)
                 dropped += len(ghosts)
         return dropped
 
@@ -207,9 +207,9 @@ class Reconciler:
             finally:
                 file.close()
         except StorageError as error:
-            self._faults.trouble(error)
+            self._faults.count_error(error)
             return
-        listed = (await by_size(len(body), lambda: manifests.read(body))).listed
+        listed = (await in_thread_if_large(len(body), lambda: manifests.read(body))).listed
         if listed is not None and (record := await self._index.blob(digest)):
             await self._index.set_blob(record, listed)
 
@@ -226,7 +226,7 @@ class Reconciler:
             try:
                 file = self._store.open(digest)
             except StorageError as error:
-                self._faults.trouble(error)
+                self._faults.count_error(error)
                 return None
             if file is None:
                 self._settle(digest)
@@ -242,7 +242,7 @@ class Reconciler:
             finally:
                 file.close()
             if proven is None:
-                await self._faults.set_aside(digest, {"reason": problem})
+                await self._faults.quarantine(digest, {"reason": problem})
                 if self.file_size(digest) is None:
                     self._settle(digest)
                 return None
@@ -253,7 +253,7 @@ class Reconciler:
     def _settle(self, digest: Digest) -> None:
         """Count the file of an orphan no more; a second call changes nothing."""
         if size := self._orphans.pop(digest, 0):
-            self._evictor.settled(size)
+            self._evictor.subtract_orphan(size)
 
 
 async def prove(file: DiskBlob, digest: Digest) -> Proven | None:
@@ -261,14 +261,14 @@ async def prove(file: DiskBlob, digest: Digest) -> Proven | None:
 
     Raises ``OSError``, ``StorageError``.
     """
-    verifier = await checks.hashed(file, digest, checks.at_once, checks.keep_cached)
+    verifier = await checks.hashed(file, digest, checks.no_pause, checks.keep_cached)
     if not verifier.is_valid:
         return None
     media_type: str | None = None
     children: tuple[Child, ...] | None = ()
     if file.size <= manifests.MAX_SIZE:
         body = await in_thread(lambda: file.read(0, file.size))
-        media_type, children = await by_size(len(body), lambda: _understood(body))
+        media_type, children = await in_thread_if_large(len(body), lambda: _understood(body))
     return BlobRecord(digest, file.size, media_type, file.modified_at), children
 
 

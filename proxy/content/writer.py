@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from proxy.content.checks import hash_stored
-from proxy.content.reservations import Arrival
-from proxy.content.stretches import Stretches
+from proxy.content.intervals import Intervals
+from proxy.content.reservations import BodyReservation
 from proxy.core.errors import UpstreamUnavailable
 from proxy.core.names import Digest, DigestVerifier, Target
 from proxy.core.records import BLOCK, Descriptor
 from proxy.core.sources import Piece
-from proxy.runtime.executors import Pool, in_thread, start_in_thread, to_its_end
+from proxy.runtime.executors import Pool, in_thread, run_to_completion, start_in_thread
 from proxy.runtime.pulse import Pulse
 from proxy.storage.disk import DiskSpool
 
@@ -47,7 +47,12 @@ class Writer:
     """
 
     def __init__(
-        self, content: "Content", target: Target, digest: Digest, spool: DiskSpool, room: Arrival
+        self,
+        content: "Content",
+        target: Target,
+        digest: Digest,
+        spool: DiskSpool,
+        room: BodyReservation,
     ) -> None:
         self.size: int | None = None
         self.progress: Final = Pulse()
@@ -58,8 +63,8 @@ class Writer:
         self._room = room
         self._verifier = DigestVerifier(digest)
         self._hashed = 0  # changed by the thread only, or while there is none
-        self._received = Stretches()
-        self._stored = Stretches()
+        self._received = Intervals()
+        self._stored = Intervals()
         self._collected: deque[Piece] = deque()  # appended here, taken by the thread
         self._waiting = 0  # bytes, collected or being written
         self._saving: asyncio.Future[None] | None = None
@@ -143,7 +148,7 @@ class Writer:
     ) -> None:
         self._collected.clear()
         try:
-            await to_its_end(self._all_saved())  # a cancelled task does not stop its thread
+            await run_to_completion(self._all_saved())  # a cancelled task does not stop its thread
         finally:
             self._spool.discard()
 
@@ -156,11 +161,11 @@ class Writer:
     def _needed(self) -> int:
         """Bytes of disk, at most, that the spool takes with all that has been received.
 
-        Gaps take no room. Each stretch may begin and end inside a block; the one that begins at
+        Gaps take no room. Each interval may begin and end inside a block; the one that begins at
         byte 0 needs no more than a file of its length.
         """
-        stretches = max(0, len(self._received) - 1)
-        return min(self._received.highest, self._received.count + stretches * 2 * BLOCK)
+        intervals = max(0, len(self._received) - 1)
+        return min(self._received.highest, self._received.count + intervals * 2 * BLOCK)
 
     def _start(self) -> None:
         """Save the collected bytes unless a thread does: a little here, more in a thread."""

@@ -31,9 +31,9 @@ class TagRules:
         """``exceptions`` are never held."""
         self._rules: Final = tuple(rules)
         self._exceptions: Final = tuple(exceptions)
-        self.hold: Final = any(rule.min_age for rule in self._rules)
+        self.has_cool_downs: Final = any(rule.min_age for rule in self._rules)
         """Some tags may be held."""
-        self.travel: Final = any(rule.as_of is not None for rule in self._rules)
+        self.has_past_times: Final = any(rule.as_of is not None for rule in self._rules)
         """Some tags have ``as_of``."""
 
     def cool_down(self, target: Target, tag: Tag | None) -> CoolDown | None:
@@ -41,7 +41,7 @@ class TagRules:
 
         Tags of signatures follow the digest in their name, so they are never held.
         """
-        if not self.hold or (tag is not None and is_attachment(tag)):
+        if not self.has_cool_downs or (tag is not None and is_attachment(tag)):
             return None
         if any(_selects(one, target, tag) for one in self._exceptions):
             return None
@@ -52,7 +52,7 @@ class TagRules:
 
     def as_of(self, target: Target, tag: Tag) -> float | None:
         """Return the moment that a tag shows, Unix seconds; None for the present."""
-        if not self.travel or is_attachment(tag):
+        if not self.has_past_times or is_attachment(tag):
             return None
         covering = (rule for rule in self._rules if rule.covers(target, tag))
         return next((rule.as_of for rule in covering if rule.as_of is not None), None)

@@ -52,7 +52,7 @@ class FeedRows:
         """Return the source."""
         return name.encode()
 
-    def heard(self, message: bytes) -> Iterable[str]:
+    def names_in(self, message: bytes) -> Iterable[str]:
         """Return the source."""
         return [message.decode(errors="replace")] if len(message) <= MAX_NAME else []
 

@@ -37,7 +37,7 @@ ASKED: Final = 3
 HOLDERS_SECONDS: Final = 7 * 86400
 MAX_FOLLOWED: Final = 10_000
 
-_TAKE: Final = """
+_ACQUIRE: Final = """
 local held = redis.call('GET', KEYS[1])
 if held and string.sub(held, 1, #ARGV[3] + 1) ~= ARGV[3] .. ' ' then return {held} end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -73,7 +73,7 @@ class Progress(NamedTuple):
     is_complete: bool
 
 
-class Held(NamedTuple):
+class LeaseHolder(NamedTuple):
     """Another replica's lease: its address, and the whole value, which is unique."""
 
     address: str
@@ -113,29 +113,29 @@ class Leases:
         self._store = store
         self.address: Final = address
         self._held: dict[Key, Lease] = {}
-        self._take = store.script("lease", _TAKE)
+        self._acquire = store.script("lease", _ACQUIRE)
         self._renew = store.script("renew", _RENEW)
         self._end = store.script("release", _END)
         self._ending: set[asyncio.Task[None]] = set()
         self._followed: LRUCache[Digest, None] = LRUCache(MAX_FOLLOWED)
 
-    async def take(
+    async def acquire(
         self, upstream: str, digest: Digest, seconds: float = OPEN_SECONDS
-    ) -> Lease | Held | None:
+    ) -> Lease | LeaseHolder | None:
         """Return the lease if it is free, else its holder; None if Redis is unreachable.
 
         It lasts for about ``seconds`` without a download that makes progress.
         """
         value = f"{self.address} {secrets.token_hex(8)}"
         try:
-            first, *holders = await self._take(
+            first, *holders = await self._acquire(
                 self._keys(upstream, digest),
                 [value, _milliseconds(LEASE_SECONDS), self.address, ASKED],
             )
         except FleetUnavailable:
             return None
         if first:
-            return _held(first)
+            return _lease_holder(first)
         others = (holder.decode() for holder in holders)
         lease = Lease(
             value,
@@ -146,13 +146,13 @@ class Leases:
         self._followed.pop(digest, None)
         return lease
 
-    async def holder(self, upstream: str, digest: Digest) -> Held | None:
+    async def holder(self, upstream: str, digest: Digest) -> LeaseHolder | None:
         """Return the replica that fetches a digest; None without one, or without Redis."""
         try:
             value = await self._store.run("GET", self._keys(upstream, digest)[0])
         except FleetUnavailable:
             return None
-        held = None if value is None else _held(value)
+        held = None if value is None else _lease_holder(value)
         return None if held is None or held.address == self.address else held
 
     def holders(self, upstream: str, digest: Digest) -> tuple[str, ...]:
@@ -175,7 +175,7 @@ class Leases:
         """Return True for content that was read from the replica that fetched it."""
         return digest in self._followed
 
-    def has(self, upstream: str, digest: Digest) -> bool:
+    def owns(self, upstream: str, digest: Digest) -> bool:
         """Return True while this replica is the one that fetches a digest."""
         return (upstream, digest) in self._held
 
@@ -190,7 +190,7 @@ class Leases:
 
     def release(self, upstream: str, digest: Digest) -> None:
         """Release the lease, if this replica has it: another one may fetch the digest."""
-        if self.has(upstream, digest):
+        if self.owns(upstream, digest):
             self._end_later(upstream, digest, is_stored=False)
 
     def _end_later(self, upstream: str, digest: Digest, *, is_stored: bool) -> None:
@@ -199,7 +199,7 @@ class Leases:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def keep(self, progress: Callable[[str, Digest], Progress | None]) -> None:
+    async def renew_forever(self, progress: Callable[[str, Digest], Progress | None]) -> None:
         """Renew leases while their downloads make progress, until cancelled.
 
         ``progress`` None: there is no download yet.
@@ -246,9 +246,9 @@ class Leases:
         return [key("lease", upstream, digest), key("holders", digest)]
 
 
-def _held(value: Any) -> Held:
+def _lease_holder(value: Any) -> LeaseHolder:
     text = value.decode("utf-8", "replace")
-    return Held(text.partition(" ")[0], text)
+    return LeaseHolder(text.partition(" ")[0], text)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -20,19 +20,19 @@ GATHER_SECONDS: Final = 0.1
 
 RETRY_SECONDS: Final = 1.0
 
-_TELL: Final = """
+_PUBLISH_STATE: Final = """
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 return redis.call('PUBLISH', ARGV[3], ARGV[1])
 """
 
 
-class Limited(Protocol):
+class LimitedUpstream(Protocol):
     """One upstream."""
 
-    def told(self) -> dict[str, object]:
+    def shared_state(self) -> dict[str, object]:
         """Return the current limits, as JSON values."""
 
-    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+    def apply_shared_state(self, state: Mapping[str, object], seconds_ago: float) -> None:
         """Adopt the limits of another replica that are newer."""
 
 
@@ -40,13 +40,16 @@ class SharedLimits:
     """The limits of all upstreams. Run ``follow`` as a task."""
 
     def __init__(
-        self, store: Store, upstreams: Mapping[str, Limited], is_shared: Callable[[str], bool]
+        self,
+        store: Store,
+        upstreams: Mapping[str, LimitedUpstream],
+        is_shared: Callable[[str], bool],
     ) -> None:
         """``is_shared``: an upstream has one limit for all clients."""
         self._store = store
         self._upstreams = upstreams
         self._is_shared = is_shared
-        self._tell = store.script("tell_limits", _TELL)
+        self._publish_state = store.script("tell_limits", _PUBLISH_STATE)
         self._changed: set[str] = set()
         self._limited: set[str] = set()
         """Upstreams that have ever reported a limit to this replica."""
@@ -79,17 +82,17 @@ class SharedLimits:
         upstream = self._upstreams.get(name)
         if upstream is None or not self._is_shared(name):
             return
-        told = {"upstream": name, "at": self._store.now(), **upstream.told()}
+        state = {"upstream": name, "at": self._store.now(), **upstream.shared_state()}
         key, channel = self._store.key("limits", name), self._store.key(CHANNEL)
-        await self._tell([key], [json.dumps(told), LIFE_SECONDS, channel])
+        await self._publish_state([key], [json.dumps(state), LIFE_SECONDS, channel])
 
     async def _read(self) -> None:
         """Read published limits, and publish those known here. Raises ``FleetUnavailable``."""
         names = [name for name in self._upstreams if self._is_shared(name)]
         keys = [self._store.key("limits", name) for name in names]
-        for told in await self._store.run("MGET", *keys) if keys else ():
-            if isinstance(told, bytes):
-                self._on_message(told)
+        for state in await self._store.run("MGET", *keys) if keys else ():
+            if isinstance(state, bytes):
+                self._on_message(state)
         self._has_gap = False
         self._changed.update(self._limited)
 
@@ -98,9 +101,9 @@ class SharedLimits:
         self._woken.set()
 
     def _on_message(self, data: bytes) -> None:
-        told = read_object(data)
-        name, at = told.get("upstream"), told.get("at")
+        state = read_object(data)
+        name, at = state.get("upstream"), state.get("at")
         upstream = self._upstreams.get(name) if isinstance(name, str) else None
         if upstream is None or not isinstance(at, int | float) or not self._is_shared(str(name)):
             return
-        upstream.hear(told, max(0.0, self._store.now() - at))
+        upstream.apply_shared_state(state, max(0.0, self._store.now() - at))

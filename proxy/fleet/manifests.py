@@ -8,9 +8,9 @@ from typing import Final
 from proxy.core.errors import NotFound, UpstreamFailure
 from proxy.core.names import Digest, Target
 from proxy.core.sources import SharedManifest, SharedManifests
-from proxy.fleet.leases import LEASE_SECONDS, Held, Leases
+from proxy.fleet.leases import LEASE_SECONDS, LeaseHolder, Leases
 from proxy.fleet.peers import NotYet, Peers
-from proxy.fleet.protocol import MANIFESTS, Question
+from proxy.fleet.protocol import MANIFESTS, ContentRequest
 from proxy.fleet.small_content import SmallContent
 from proxy.runtime.singleflight import SingleFlight
 
@@ -41,7 +41,7 @@ class Manifests:
         await self._running.close()
 
     async def _manifest(self, target: Target, digest: Digest) -> SharedManifest | None:
-        if self._leases.has(target.upstream, digest):  # another request has asked, and found none
+        if self._leases.owns(target.upstream, digest):  # another request has asked, and found none
             return None
         found = await self._fetched_now(target, digest)
         for source in self._sources:
@@ -57,11 +57,11 @@ class Manifests:
 
         A live replica that answers that it does not fetch it will not: its registry has refused.
         """
-        question = Question(MANIFESTS, target, digest, live=True)
+        wanted = ContentRequest(MANIFESTS, target, digest, live=True)
         began = time.monotonic()
-        while isinstance(held := await self._take(target, digest), Held):
+        while isinstance(held := await self._acquire(target, digest), LeaseHolder):
             try:
-                found = await self._peers.manifest(held.address, question)
+                found = await self._peers.manifest(held.address, wanted)
             except NotYet:
                 limit = FETCH_SECONDS
             except NotFound:
@@ -76,5 +76,5 @@ class Manifests:
             await asyncio.sleep(_PAUSE)
         return None
 
-    async def _take(self, target: Target, digest: Digest) -> object:
-        return await self._leases.take(target.upstream, digest, FETCH_SECONDS)
+    async def _acquire(self, target: Target, digest: Digest) -> object:
+        return await self._leases.acquire(target.upstream, digest, FETCH_SECONDS)

@@ -16,9 +16,9 @@ from proxy.core.errors import BlobUnknown, UpstreamUnavailable
 from proxy.core.manifests import MAX_SIZE
 from proxy.core.names import matches, sha256
 from proxy.core.sources import Piece, Place, SharedManifest, WrongBytes
-from proxy.fleet.protocol import ADDRESS, CONTENT_HEADER, NOT_YET, Facts, Question
+from proxy.fleet.protocol import ADDRESS, CONTENT_HEADER, NOT_YET, ContentInfo, ContentRequest
 from proxy.fleet.signatures import HEADER, Signer
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.part_counters import FleetCounters
 
 CONNECT_SECONDS: Final = 0.5
@@ -59,48 +59,48 @@ class Peers:
         """Return True if a replica has failed just now."""
         return time.monotonic() < self._skipped.get(address, 0.0)
 
-    async def open(self, address: str, question: Question) -> "PeerBody":
+    async def open(self, address: str, wanted: ContentRequest) -> "PeerBody":
         """Return a body. Raises ``BlobUnknown``, ``NotYet`` or ``UpstreamUnavailable``."""
-        response, facts = await self._send("GET", address, question)
-        return PeerBody(response, facts, question.offset, self._counters)
+        response, info = await self._send("GET", address, wanted)
+        return PeerBody(response, info, wanted.offset, self._counters)
 
-    async def head(self, address: str, question: Question) -> Facts:
+    async def head(self, address: str, wanted: ContentRequest) -> ContentInfo:
         """Return a replica's facts about content. Raises as ``open``."""
-        response, facts = await self._send("HEAD", address, question)
+        response, info = await self._send("HEAD", address, wanted)
         response.close()
-        return facts
+        return info
 
-    async def manifest(self, address: str, question: Question) -> SharedManifest | None:
+    async def manifest(self, address: str, wanted: ContentRequest) -> SharedManifest | None:
         """Return a manifest, None for one that does not match its digest. Raises as ``open``.
 
         Only a manifest that is confirmed for the repository: its links depend on it.
         """
-        response, facts = await self._send("GET", address, question)
+        response, info = await self._send("GET", address, wanted)
         async with _closing(response):
-            if facts.size is None or facts.size > MAX_SIZE or not facts.is_confirmed:
+            if info.size is None or info.size > MAX_SIZE or not info.is_confirmed:
                 return None
             try:
-                body = await response.content.readexactly(facts.size)
+                body = await response.content.readexactly(info.size)
             except (*_ERRORS, EOFError) as error:
                 raise self._failed(address, error) from error
-        if not await by_size(len(body), lambda: matches(question.digest, body)):
+        if not await in_thread_if_large(len(body), lambda: matches(wanted.digest, body)):
             for listener in self.on_wrong:
-                listener(question.target, question.digest, sha256(body))
+                listener(wanted.target, wanted.digest, sha256(body))
             return None
         self._counters.peer_bytes += len(body)
-        return SharedManifest(body, facts.media_type, facts.is_public, Place.PEER)
+        return SharedManifest(body, info.media_type, info.is_public, Place.PEER)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
 
     async def _send(
-        self, method: str, address: str, question: Question
-    ) -> tuple[ClientResponse, Facts]:
+        self, method: str, address: str, wanted: ContentRequest
+    ) -> tuple[ClientResponse, ContentInfo]:
         """Return a response with its facts, once the replica has authenticated itself."""
         if not ADDRESS.fullmatch(address):
             raise UpstreamUnavailable("Redis names no address of a replica")
-        path = question.path
+        path = wanted.path
         proof = self._signer.sign(method, address, path)
         url = URL(address + path, encoded=True)
         try:
@@ -111,19 +111,19 @@ class Peers:
         except (*_ERRORS, ValueError) as error:
             raise self._failed(address, error) from error
         said = response.headers.get(CONTENT_HEADER, "")
-        facts = Facts.parse(response.headers)
+        info = ContentInfo.parse(response.headers)
         if not self._signer.verify_response(
             proof, response.headers.get(HEADER), response.status, said
         ):
             response.close()
             raise UpstreamUnavailable("another replica does not prove itself")
-        if response.status == 200 and facts is not None:
+        if response.status == 200 and info is not None:
             self._skipped.pop(address, None)
-            return response, facts
+            return response, info
         response.close()
         if response.status == NOT_YET:
             raise NotYet("another replica has no byte yet")
-        raise BlobUnknown(f"{question.target}@{question.digest}: another replica does not have it")
+        raise BlobUnknown(f"{wanted.target}@{wanted.digest}: another replica does not have it")
 
     def _failed(self, address: str, error: BaseException) -> UpstreamUnavailable:
         self._skipped[address] = time.monotonic() + SKIP_SECONDS
@@ -135,11 +135,11 @@ class PeerBody:
     """One blob from a replica, from an offset on, in order."""
 
     def __init__(
-        self, response: ClientResponse, facts: Facts, offset: int, counters: FleetCounters
+        self, response: ClientResponse, info: ContentInfo, offset: int, counters: FleetCounters
     ) -> None:
-        self.size = facts.size
-        self.is_public = facts.is_public
-        self.is_confirmed = facts.is_confirmed
+        self.size = info.size
+        self.is_public = info.is_public
+        self.is_confirmed = info.is_confirmed
         self._response = response
         self._offset = offset
         self._counters = counters

@@ -49,7 +49,7 @@ class PinRows:
         """Return a name with whether it is pinned."""
         return json.dumps({name: value == _PINNED}).encode()
 
-    def heard(self, message: bytes) -> Iterable[str]:
+    def names_in(self, message: bytes) -> Iterable[str]:
         """Return the names in a message."""
         return [name for name, pinned in read_object(message).items() if isinstance(pinned, bool)]
 

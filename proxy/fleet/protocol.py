@@ -26,7 +26,7 @@ BLOBS: Final = "blobs"
 MANIFESTS: Final = "manifests"
 
 
-class Question(NamedTuple):
+class ContentRequest(NamedTuple):
     """The requested content, its repository, and the first byte.
 
     ``live``: also from a download in progress, before its digest is proven. ``begin``: the replica
@@ -49,7 +49,7 @@ class Question(NamedTuple):
 
     @classmethod
     def parse(cls, path: str) -> Self | None:
-        """Return the question in a path, None for other paths. Raises ``RegistryError``."""
+        """Parse a path, None for other paths. Raises ``RegistryError``."""
         bare, _, query = path.partition("?")
         kind, _, digest = bare.removeprefix(PREFIX).partition("/")
         values = {name: found[0] for name, found in parse_qs(query, max_num_fields=20).items()}
@@ -63,8 +63,8 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """A replica's facts about content. ``size`` in bytes is that of the whole, None if unknown.
+class ContentInfo:
+    """Properties of content. ``size`` in bytes is that of the whole, None if unknown.
 
     ``is_confirmed``: the registry has confirmed to the replica that the repository has it.
     """
@@ -84,7 +84,7 @@ class Facts:
 
     @classmethod
     def parse(cls, headers: Mapping[str, str]) -> Self | None:
-        """Return the facts in a response, None if they are malformed."""
+        """Parse the headers of a response, None if they are malformed."""
         pairs = (part.partition("=") for part in headers.get(CONTENT_HEADER, "").split(";"))
         values = {name: value for name, _, value in pairs}
         size = values.get("size", "?")

@@ -22,7 +22,7 @@ ROWS_A_SECOND: Final = 20
 FORGET_SECONDS: Final = 3600.0
 MAX_REPLICAS: Final = 1000
 
-Facts = dict[str, Any]
+ReplicaInfo = dict[str, Any]
 
 
 def reading_seconds(replicas: int) -> float:
@@ -33,11 +33,11 @@ def reading_seconds(replicas: int) -> float:
 class Replicas:
     """The live replicas. ``describe`` returns the state of this one, as JSON values."""
 
-    def __init__(self, store: Store, address: str, describe: Callable[[], Facts]) -> None:
+    def __init__(self, store: Store, address: str, describe: Callable[[], ReplicaInfo]) -> None:
         self._store = store
         self.address = address
         self._describe = describe
-        self._known: dict[str, Facts] = {}
+        self._known: dict[str, ReplicaInfo] = {}
         self._rows = 0
         """How long the list was, with those that no longer live."""
 
@@ -45,7 +45,7 @@ class Replicas:
         """Return the addresses of the other live replicas, as of the last reading."""
         return [address for address in self._known if address != self.address]
 
-    def all(self) -> Mapping[str, Facts]:
+    def all(self) -> Mapping[str, ReplicaInfo]:
         """Return the last state of every replica, this one included, by address."""
         return self._known | {self.address: self._describe()}
 
@@ -82,10 +82,10 @@ class Replicas:
             await self._store.run("HDEL", key, *forgotten)
 
 
-def _read(rows: Any, now: float) -> tuple[dict[str, Facts], list[str]]:
+def _read(rows: Any, now: float) -> tuple[dict[str, ReplicaInfo], list[str]]:
     """Return the live replicas, and those to remove. Malformed states are ignored."""
     pairs = rows.items() if isinstance(rows, dict) else zip(rows[::2], rows[1::2], strict=False)
-    known: dict[str, Facts] = {}
+    known: dict[str, ReplicaInfo] = {}
     forgotten: list[str] = []
     for field, value in pairs:
         address, facts = field.decode("utf-8", "replace"), read_object(value)

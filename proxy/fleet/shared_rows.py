@@ -40,7 +40,7 @@ class LocalRows(Protocol):
     def message(self, name: str, value: bytes) -> bytes:
         """Return what the other replicas hear of a row."""
 
-    def heard(self, message: bytes) -> Iterable[str]:
+    def names_in(self, message: bytes) -> Iterable[str]:
         """Return the names of the rows that a message is about."""
 
     def has_ended(self, value: bytes) -> bool:
@@ -58,7 +58,7 @@ class SharedRows:
         self._local = local
         self._key = store.key(local.channel)
         self._own: dict[str, None] = {}
-        self._heard: dict[str, None] = {}
+        self._reported: dict[str, None] = {}
         self._has_gap = False
         self._woken = asyncio.Event()
         local.listen(self._on_change)
@@ -70,7 +70,7 @@ class SharedRows:
             await self._woken.wait()
             self._woken.clear()
             try:
-                await self._tell()
+                await self._publish_changes()
                 if self._has_gap:
                     await self._compare()
                 await self._listen()
@@ -80,7 +80,7 @@ class SharedRows:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._on_gap()
 
-    async def _tell(self) -> None:
+    async def _publish_changes(self) -> None:
         """Publish what was changed here. Raises ``FleetUnavailable``."""
         while self._own:
             name, _ = self._own.popitem()
@@ -116,8 +116,8 @@ class SharedRows:
 
     async def _listen(self) -> None:
         """Follow the rows that others have changed. Raises as ``_compare``."""
-        while self._heard:
-            names = [self._heard.popitem()[0] for _ in range(min(_BATCH, len(self._heard)))]
+        while self._reported:
+            names = [self._reported.popitem()[0] for _ in range(min(_BATCH, len(self._reported)))]
             values = await self._store.run("HMGET", self._key, *names)
             known = zip(names, values, strict=True)
             await self._follow({name: value for name, value in known if value is not None})
@@ -137,9 +137,9 @@ class SharedRows:
         self._woken.set()
 
     def _on_message(self, message: bytes) -> None:
-        for name in self._local.heard(message):
-            if len(self._heard) < MAX_ROWS:
-                self._heard[name] = None
+        for name in self._local.names_in(message):
+            if len(self._reported) < MAX_ROWS:
+                self._reported[name] = None
         self._woken.set()
 
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamFailure, UpstreamUnavailable
 from proxy.core.names import Digest, Target
 from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest, Source
-from proxy.fleet.leases import LEASE_SECONDS, OPEN_SECONDS, Held, Leases
+from proxy.fleet.leases import LEASE_SECONDS, OPEN_SECONDS, LeaseHolder, Leases
 from proxy.fleet.peers import STALL_SECONDS, NotYet, PeerBody, Peers
-from proxy.fleet.protocol import BLOBS, MANIFESTS, Facts, Question
+from proxy.fleet.protocol import BLOBS, MANIFESTS, ContentInfo, ContentRequest
 
 GIVE_UP_SECONDS: Final = 3 * LEASE_SECONDS
 """A holder that renews its lease and cannot be reached for so long is cut off from this replica,
@@ -29,7 +29,7 @@ RESCUE_SECONDS: Final = STALL_SECONDS + 4.0
 _PAUSE: Final = 0.1
 
 
-class Following:
+class LeaseHolderSource:
     """The replica that is fetching a blob. If there is none, this replica becomes it.
 
     ``open`` then raises ``BlobUnknown`` and has acquired the lease, so that the next sources are
@@ -49,13 +49,15 @@ class Following:
         Raises ``BlobUnknown``, ``UpstreamUnavailable``. If that replica has stored it and cannot be
         reached, first waits until the bucket has it.
         """
-        chase = _Chase(self._leases, self._peers, Question(BLOBS, target, digest, live=True))
+        follower = _LeaseFollower(
+            self._leases, self._peers, ContentRequest(BLOBS, target, digest, live=True)
+        )
         if priority is Priority.PASS_THROUGH:  # its bytes are not kept, so nobody can follow it
-            chase.holder = lambda: self._leases.holder(target.upstream, digest)
+            follower.holder = lambda: self._leases.holder(target.upstream, digest)
         try:
-            return _FollowingBody(chase, await chase.next(offset), offset)
+            return _FollowedBody(follower, await follower.next(offset), offset)
         except BlobUnknown:
-            if chase.is_cut_off and self._leases.holders(target.upstream, digest):
+            if follower.is_cut_off and self._leases.holders(target.upstream, digest):
                 await self._uploaded(target, digest)
             raise
 
@@ -79,19 +81,19 @@ class Following:
         """Do nothing: that replica verifies the blob itself."""
 
 
-class _Chase:
+class _LeaseFollower:
     """Finds the replica that fetches a blob, and the next one if it dies."""
 
-    def __init__(self, leases: Leases, peers: Peers, question: Question) -> None:
+    def __init__(self, leases: Leases, peers: Peers, wanted: ContentRequest) -> None:
         self._leases = leases
         self._peers = peers
-        self._question = question
+        self._wanted = wanted
         self._value = ""
         self._since = 0.0
         self._offset = -1
         self.is_cut_off = False
         """A holder could not be reached."""
-        self.holder: Callable[[], Coroutine[Any, Any, Held | None]] = self._take
+        self.holder: Callable[[], Coroutine[Any, Any, LeaseHolder | None]] = self._acquire
 
     async def next(self, offset: int) -> PeerBody:
         """Return a body from ``offset`` on. Raises ``BlobUnknown`` if this replica must fetch it.
@@ -104,18 +106,16 @@ class _Chase:
             self._offset, self._value = offset, ""
         elif self._value:
             await self._pause(GIVE_UP_SECONDS)
-        question = self._question._replace(offset=offset)
+        wanted = self._wanted._replace(offset=offset)
         while True:
             held = await self.holder()
             if held is None:
                 self._value = ""
-                raise BlobUnknown(
-                    f"{question.target}@{question.digest}: no other replica fetches it"
-                )
+                raise BlobUnknown(f"{wanted.target}@{wanted.digest}: no other replica fetches it")
             if held.value != self._value:
                 self._value, self._since = held.value, time.monotonic()
             try:
-                body = await self._peers.open(held.address, question)
+                body = await self._peers.open(held.address, wanted)
             except NotYet:
                 limit = OPEN_SECONDS
             except NotFound:
@@ -124,7 +124,7 @@ class _Chase:
                 self.is_cut_off = True
                 limit = GIVE_UP_SECONDS
             else:
-                self._leases.follow(question.digest)
+                self._leases.follow(wanted.digest)
                 return body
             await self._pause(limit)
 
@@ -134,20 +134,20 @@ class _Chase:
             raise UpstreamUnavailable("the replica that fetches it cannot be followed")
         await asyncio.sleep(_PAUSE)
 
-    async def _take(self) -> Held | None:
-        question = self._question
-        taken = await self._leases.take(question.target.upstream, question.digest)
-        return taken if isinstance(taken, Held) else None
+    async def _acquire(self) -> LeaseHolder | None:
+        wanted = self._wanted
+        taken = await self._leases.acquire(wanted.target.upstream, wanted.digest)
+        return taken if isinstance(taken, LeaseHolder) else None
 
 
-class _FollowingBody:
+class _FollowedBody:
     """One blob, from one replica after the other."""
 
-    def __init__(self, chase: _Chase, first: PeerBody, offset: int) -> None:
+    def __init__(self, follower: _LeaseFollower, first: PeerBody, offset: int) -> None:
         self.size = first.size
         self.is_public = first.is_public
         self.is_confirmed = first.is_confirmed
-        self._chase = chase
+        self._follower = follower
         self._transfer = first
         self._offset = offset
 
@@ -165,7 +165,7 @@ class _FollowingBody:
                         self._offset = piece.offset + len(piece.data)
             except UpstreamFailure as error:
                 await self._transfer.aclose()
-                await self._go_on(error)
+                await self._follow_next(error)
             else:
                 return
 
@@ -173,9 +173,9 @@ class _FollowingBody:
         """End the transfer."""
         await self._transfer.aclose()
 
-    async def _go_on(self, broken: UpstreamFailure) -> None:
+    async def _follow_next(self, broken: UpstreamFailure) -> None:
         try:
-            self._transfer = await self._chase.next(self._offset)
+            self._transfer = await self._follower.next(self._offset)
         except NotFound:
             raise UpstreamUnavailable(broken.message) from broken
         if self._transfer.size not in (None, self.size) and self.size is not None:
@@ -183,7 +183,7 @@ class _FollowingBody:
             raise UpstreamUnavailable("the next replica has another size")
 
 
-class Holding:
+class ReplicaSource:
     """The replicas that have content. ``others`` returns the addresses of those that are alive."""
 
     place: Final = Place.PEER
@@ -200,64 +200,66 @@ class Holding:
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return a blob from ``offset`` on. Raises ``BlobUnknown``, ``UpstreamUnavailable``."""
-        question = Question(BLOBS, target, digest, offset)
+        wanted = ContentRequest(BLOBS, target, digest, offset)
         for address in self._leases.holders(target.upstream, digest):
             try:
-                return await self._peers.open(address, question)
+                return await self._peers.open(address, wanted)
             except NotFound:
                 await self._leases.forget_holder(digest, address)
             except UpstreamFailure:
                 continue
-        address, _ = await self._first(question)
-        return await self._peers.open(address, question)
+        address, _ = await self._first(wanted)
+        return await self._peers.open(address, wanted)
 
     async def blob_size(self, target: Target, digest: Digest) -> int | None:
         """Return the size of a blob that a replica has confirmed for the repository.
 
         Raises ``BlobUnknown``.
         """
-        _, facts = await self._first(Question(BLOBS, target, digest), must_confirm=True)
-        return facts.size
+        _, info = await self._first(ContentRequest(BLOBS, target, digest), must_confirm=True)
+        return info.size
 
     async def manifest(self, target: Target, digest: Digest) -> SharedManifest | None:
         """Return a manifest that a replica has confirmed for the repository."""
-        question = Question(MANIFESTS, target, digest)
+        wanted = ContentRequest(MANIFESTS, target, digest)
         known = self._leases.holders(target.upstream, digest)
         try:
-            address = known[0] if known else (await self._first(question, must_confirm=True))[0]
-            return await self._peers.manifest(address, question)
+            address = known[0] if known else (await self._first(wanted, must_confirm=True))[0]
+            return await self._peers.manifest(address, wanted)
         except (NotFound, UpstreamFailure):
             return None
 
     def reject(self, digest: Digest) -> None:
         """Do nothing: the replica finds out when it hashes its content."""
 
-    async def _first(self, question: Question, *, must_confirm: bool = False) -> tuple[str, Facts]:
+    async def _first(
+        self, wanted: ContentRequest, *, must_confirm: bool = False
+    ) -> tuple[str, ContentInfo]:
         """Return the first replica that has it. Raises ``BlobUnknown``."""
         addresses = [one for one in self._others() if not self._peers.is_skipped(one)]
         asked = [
-            asyncio.create_task(self._asked(address, question), name="ask a replica")
+            asyncio.create_task(self._asked(address, wanted), name="ask a replica")
             for address in addresses[:MAX_ASKED]
         ]
         try:
             for answer in asyncio.as_completed(asked):
-                address, facts = await answer
-                if facts is not None and (facts.is_confirmed or not must_confirm):
-                    return address, facts
+                address, info = await answer
+                if info is not None and (info.is_confirmed or not must_confirm):
+                    return address, info
         finally:
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        raise BlobUnknown(f"{question.target}@{question.digest}: no other replica holds it")
+        raise BlobUnknown(f"{wanted.target}@{wanted.digest}: no other replica holds it")
 
-    async def _asked(self, address: str, question: Question) -> tuple[str, Facts | None]:
+    async def _asked(self, address: str, wanted: ContentRequest) -> tuple[str, ContentInfo | None]:
         try:
-            return address, await self._peers.head(address, question)
+            return address, await self._peers.head(address, wanted)
         except (NotFound, UpstreamFailure):
             return address, None
 
 
-class Rescuing:
+class RescueSource:
     """A replica that continues a blob after this one's registry has broken off.
 
     The others follow this replica until they notice that it stalls. Then one of them fetches the
@@ -266,27 +268,29 @@ class Rescuing:
 
     place: Final = Place.PEER
 
-    def __init__(self, leases: Leases, peers: Peers, holding: Holding) -> None:
+    def __init__(self, leases: Leases, peers: Peers, replicas: ReplicaSource) -> None:
         self._leases = leases
         self._peers = peers
-        self._holding = holding
+        self._replicas = replicas
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return the bytes of another replica from ``offset`` on.
 
         Raises ``BlobUnknown`` if there is none, or nothing has arrived here yet.
         """
-        if offset == 0 or not self._holding.has_others:
+        if offset == 0 or not self._replicas.has_others:
             raise BlobUnknown(f"{target}@{digest}: no other replica fetches it")
         self._leases.release(target.upstream, digest)
-        chase = _Chase(self._leases, self._peers, Question(BLOBS, target, digest, live=True))
-        chase.holder = lambda: self._leases.holder(target.upstream, digest)
+        follower = _LeaseFollower(
+            self._leases, self._peers, ContentRequest(BLOBS, target, digest, live=True)
+        )
+        follower.holder = lambda: self._leases.holder(target.upstream, digest)
         end = time.monotonic() + RESCUE_SECONDS
         while True:
             with suppress(NotFound):
-                return _FollowingBody(chase, await chase.next(offset), offset)
+                return _FollowedBody(follower, await follower.next(offset), offset)
             try:
-                return await self._holding.open(target, digest, offset, priority)
+                return await self._replicas.open(target, digest, offset, priority)
             except (NotFound, UpstreamFailure):
                 if time.monotonic() > end:
                     raise

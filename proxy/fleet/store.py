@@ -70,11 +70,11 @@ class Store:
         self._subscriptions: dict[str, Subscription] = {}
         self._offset = 0.0
         self._offset_until = float("-inf")
-        self.is_away = False
+        self.is_unreachable = False
         """Commands fail at once."""
 
     def __repr__(self) -> str:
-        return f"<Store {self._prefix} {'away' if self.is_away else 'there'}>"
+        return f"<Store {self._prefix} {'away' if self.is_unreachable else 'there'}>"
 
     def key(self, *parts: str) -> str:
         """Return the key or channel of this fleet with these parts."""
@@ -130,7 +130,7 @@ class Store:
                 await self._follow()
             except self._errors as error:
                 _end_if_cancelled(0)
-                self._leave_alone(error)
+                self._mark_unreachable(error)
             await asyncio.sleep(WATCH_SECONDS)
 
     async def close(self) -> None:
@@ -154,7 +154,7 @@ class Store:
 
         An error answer is a failure too, but proves that Redis is reachable.
         """
-        if self.is_away:
+        if self.is_unreachable:
             self._counters.redis_skipped += len(commands)
             raise FleetUnavailable("Redis is away")
         for command in commands:
@@ -168,25 +168,25 @@ class Store:
             if not isinstance(error, self._lost):
                 log.error("Redis refuses a command", commands=commands, reason=str(error))
             elif time.monotonic() - started < STOPPED_SECONDS:
-                self._leave_alone(error)
+                self._mark_unreachable(error)
             raise FleetUnavailable(type(error).__name__) from error
         finally:
             self._counters.redis_seconds += time.monotonic() - started
             _end_if_cancelled(cancellations)
 
-    def _leave_alone(self, error: Exception) -> None:
+    def _mark_unreachable(self, error: Exception) -> None:
         """Log the class of an error, because a message may quote the URL."""
-        if not self.is_away:
-            self.is_away = True
+        if not self.is_unreachable:
+            self.is_unreachable = True
             log.warning(
                 "Redis is unreachable, this replica works alone", reason=type(error).__name__
             )
 
     async def _follow(self) -> None:
         """Pass messages to their subscriptions until the connection is lost. Raises its error."""
-        await self._look()
+        await self._read_clock()
         async with self._subscribed() as pubsub:
-            self._return()
+            self._mark_reachable()
             heard = time.monotonic()
             while (now := time.monotonic()) - heard < SILENCE_SECONDS:
                 message = await pubsub.get_message(timeout=WATCH_SECONDS)
@@ -198,9 +198,9 @@ class Store:
                     self._deliver(message)
                 else:
                     await pubsub.ping()
-                if self.is_away or time.monotonic() > self._offset_until:
-                    await self._look()
-                    self._return()
+                if self.is_unreachable or time.monotonic() > self._offset_until:
+                    await self._read_clock()
+                    self._mark_reachable()
         raise TimeoutError("no answer to pings")
 
     @asynccontextmanager
@@ -221,7 +221,7 @@ class Store:
             case "message":
                 subscription.on_message(message["data"])
 
-    async def _look(self) -> None:
+    async def _read_clock(self) -> None:
         """Read the clock of Redis. Raises the library's errors."""
         before = time.monotonic()
         seconds, micros = await self._redis.time()
@@ -229,9 +229,9 @@ class Store:
         self._offset = seconds + micros / 1e6 - (before + after) / 2
         self._offset_until = after + CLOCK_SECONDS
 
-    def _return(self) -> None:
-        if self.is_away:
-            self.is_away = False
+    def _mark_reachable(self) -> None:
+        if self.is_unreachable:
+            self.is_unreachable = False
             log.info("Redis is back")
 
 

@@ -13,7 +13,7 @@ from proxy.core.names import Tag, Target
 from proxy.core.records import HISTORY_LIMIT, Clock, TagHistoryEntry, merged_history
 from proxy.fleet.store import Store
 from proxy.fleet.tag_facts import Key
-from proxy.fleet.tag_store import Past, TagStore
+from proxy.fleet.tag_store import StoredHistory, TagStore
 
 _TOLERANCE: Final = 1.0
 """Seconds by which two machines see the same moment differently."""
@@ -50,12 +50,12 @@ class SharedHistory:
 
     async def agree(self, *keys: Key) -> None:
         """Take what others saw of tags, and add what only this replica saw."""
-        pasts = await self._facts.pasts(keys)
-        for key, known in zip(keys, pasts, strict=True):
+        histories = await self._facts.histories(keys)
+        for key, known in zip(keys, histories, strict=True):
             if known is not None:
                 await self._agree(key, known)
 
-    async def _agree(self, key: Key, known: Past) -> None:
+    async def _agree(self, key: Key, known: StoredHistory) -> None:
         own = await self.own(key)
         together = merged_history([*known.entries, *own])[-HISTORY_LIMIT:]
         if not _is_same(together, own):

@@ -100,7 +100,7 @@ class Claim(NamedTuple):
     is_ours: bool
 
 
-class Past(NamedTuple):
+class StoredHistory(NamedTuple):
     """Where a tag points and has pointed, by the clock of Redis, the latest last.
 
     ``digest`` and ``history`` are as Redis has them.
@@ -162,15 +162,17 @@ class TagStore:
         )
         return [_fact(key, found) for key, found in zip(keys, answers, strict=True)]
 
-    async def pasts(self, keys: Sequence[Key]) -> list[Past | None]:
+    async def histories(self, keys: Sequence[Key]) -> list[StoredHistory | None]:
         """Return where tags point and have pointed, in one round trip; None if it is not known."""
         fields = ("digest", "history", "since", "at")
         answers = await self._store.run_all(
             *(["HMGET", self._keys(key)[0], *fields] for key in keys)
         )
-        return [*map(_past, answers)]
+        return [*map(_stored_history, answers)]
 
-    async def extend(self, key: Key, known: Past, entries: Sequence[TagHistoryEntry]) -> None:
+    async def extend(
+        self, key: Key, known: StoredHistory, entries: Sequence[TagHistoryEntry]
+    ) -> None:
         """Replace what is ``known``, if it is still the same, and have others read it.
 
         The last of ``entries`` is where the tag points.
@@ -190,7 +192,7 @@ class TagStore:
         return [self._store.key("tag", name), self._store.key("check", name)]
 
 
-def _past(found: Any) -> Past | None:
+def _stored_history(found: Any) -> StoredHistory | None:
     """Return what the fields of a tag say; None if they are missing or malformed."""
     if isinstance(found, Exception):
         raise FleetUnavailable(type(found).__name__)
@@ -207,7 +209,7 @@ def _past(found: Any) -> Past | None:
         )
     except (ValueError, DigestInvalid):
         return None
-    return Past(digest, history, entries)
+    return StoredHistory(digest, history, entries)
 
 
 def _written(past: Sequence[TagHistoryEntry], digest: str, at: float) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from proxy.core.errors import FleetUnavailable
 from proxy.core.tolerant_json import read_object
 from proxy.fleet.store import Store
 
-LEAST_SECONDS: Final = 5.0
+MIN_SECONDS: Final = 5.0
 """A token with a shorter lifetime is useless to another replica."""
 
 _NONCE_BYTES: Final = 12
@@ -59,11 +59,11 @@ class TokenVault:
         if not isinstance(token, str) or not isinstance(until, int | float):
             return None
         left = until - self._store.now()
-        return (token, left) if left > LEAST_SECONDS else None
+        return (token, left) if left > MIN_SECONDS else None
 
     async def put(self, use: str, token: str, life: float) -> None:
         """Keep a token for its remaining ``life`` in seconds."""
-        if life <= LEAST_SECONDS:
+        if life <= MIN_SECONDS:
             return
         name, nonce = self._name(use), secrets.token_bytes(_NONCE_BYTES)
         text = json.dumps({"token": token, "until": self._store.now() + life}).encode()

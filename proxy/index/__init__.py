@@ -7,7 +7,7 @@ returns when its row survives the end of the process.
 Failures of the disk are handled and counted. A fact that cannot be read is unknown. A fact that
 cannot be written stays in RAM and is written again later. Both cost requests to upstreams, not
 correctness. Verbs that return a page, notes, ``last_uses``, ``weights``, ``listings``,
-``listed_besides``, ``loose_files``, ``linked_to``, ``repositories`` and ``prune`` raise
+``listed_by_others``, ``loose_files``, ``linked_to``, ``repositories`` and ``prune`` raise
 ``StorageError`` instead, because an empty page would be a false answer.
 """
 
@@ -115,7 +115,9 @@ class Index(Protocol):
     async def parents(self, digest: Digest) -> list[Digest]:
         """Return the held manifests that list a digest."""
 
-    async def listed_besides(self, digests: Iterable[Digest], besides: Set[Digest]) -> set[Digest]:
+    async def listed_by_others(
+        self, digests: Iterable[Digest], besides: Set[Digest]
+    ) -> set[Digest]:
         """Return those of ``digests`` that a held manifest lists that is not in ``besides``."""
 
     async def set_blob(self, record: BlobRecord, children: Iterable[Child] | None = ()) -> None:
@@ -127,10 +129,10 @@ class Index(Protocol):
     async def drop_blobs(self, digests: Iterable[Digest]) -> None:
         """Delete the records of content. Links and tags stay. Its file is then loose."""
 
-    async def loosen_files(self, digests: Iterable[Digest]) -> None:
+    async def add_loose_files(self, digests: Iterable[Digest]) -> None:
         """Record that files of these digests may exist without a record."""
 
-    async def forget_files(self, digests: Iterable[Digest]) -> None:
+    async def delete_loose_files(self, digests: Iterable[Digest]) -> None:
         """Delete the records of loose files that are gone."""
 
     async def loose_files(self) -> list[Digest]:

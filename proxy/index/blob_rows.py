@@ -133,12 +133,12 @@ def drop(db: Connection, digests: Iterable[Digest]) -> Times:
     return uses
 
 
-def loosen_files(db: Connection, digests: Iterable[Digest]) -> None:
+def add_loose_files(db: Connection, digests: Iterable[Digest]) -> None:
     """Remember that files may be there without a row."""
     db.executemany("INSERT OR IGNORE INTO loose VALUES (?)", ((packed(one),) for one in digests))
 
 
-def forget_files(db: Connection, digests: Iterable[Digest]) -> None:
+def delete_loose_files(db: Connection, digests: Iterable[Digest]) -> None:
     """Forget loose files."""
     db.executemany("DELETE FROM loose WHERE digest = ?", ((packed(one),) for one in digests))
 

@@ -60,18 +60,18 @@ log = structlog.get_logger(__name__)
 class ExpiringRows:
     """JSON values by key, each with a time to live. An async context manager over one file.
 
-    No method raises: ``on_trouble`` is called for each failure of the disk and each foreign row.
+    No method raises: ``on_error`` is called for each failure of the disk and each foreign row.
     """
 
     def __init__(
-        self, directory: Path, *, on_trouble: Callable[[], None], max_bytes: int = MAX_BYTES
+        self, directory: Path, *, on_error: Callable[[], None], max_bytes: int = MAX_BYTES
     ) -> None:
         self._directory = directory
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._max_bytes = max_bytes
         self._cache: Cache | None = None
         self._deleted = 0  # foreign rows and damaged files; only the thread changes this
-        self._counted = 0  # of these, what on_trouble knows; only the loop changes this
+        self._counted = 0  # of these, what on_error knows; only the loop changes this
 
     async def __aenter__(self) -> Self:
         """Open the file; a failure is tried again at the next access."""
@@ -158,13 +158,13 @@ class ExpiringRows:
         try:
             return await in_thread(lambda: self._mended(work), Pool.EXPIRING)
         except Exception as error:
-            self._on_trouble()
+            self._on_error()
             log.warning("expiring rows: error, continued without", error=repr(error))
             return otherwise
         finally:
             while self._counted < self._deleted:
                 self._counted += 1
-                self._on_trouble()
+                self._on_error()
 
     def _mended(self, work: Callable[[Cache], Result]) -> Result:
         """Do the work; if the file turns out to be damaged, begin a new one and do it again."""

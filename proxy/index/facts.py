@@ -44,7 +44,7 @@ class Facts:
         self,
         database: Database,
         *,
-        on_trouble: Callable[[], None],
+        on_error: Callable[[], None],
         renewed: Callable[[], None],
         generations: Generations | None = None,
     ) -> None:
@@ -60,7 +60,7 @@ class Facts:
         self._renewed = renewed
         self._generations = generations
         self.failure: str | None = None
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._ram = RamCache(RAM_WEIGHT)
         self.peek: Final = self._ram.get
         self._reads: list[set[Key]] = []
@@ -111,7 +111,7 @@ class Facts:
             try:
                 found |= await self._read(missing, read)
             except StorageError as error:
-                self._trouble(error)
+                self._handle_error(error)
                 found |= dict.fromkeys(missing, otherwise)
         return found
 
@@ -121,7 +121,7 @@ class Facts:
         try:
             return await self.threads.read(lambda db: read(db, *args))
         except StorageError as error:
-            self._trouble(error)
+            self._handle_error(error)
             raise
 
     async def write(
@@ -257,7 +257,7 @@ class Facts:
 
     def _failed(self, write: Write, error: StorageError) -> None:
         self.failure = str(error)
-        self._trouble(error)
+        self._handle_error(error)
         if write.is_durable:
             return  # its caller knows, and RAM has nothing of it
         if len(self._unwritten) + len(write.keys) <= _UNWRITTEN:
@@ -276,17 +276,17 @@ class Facts:
 
         Facts that are being written are read again after the commit.
         """
-        self._ram.keep(self._unwritten)
+        self._ram.retain(self._unwritten)
         self._outdate_reads([EVERYTHING])
 
     def _replaced(self) -> None:
         """Drop the facts of a file that has been replaced."""
-        self._on_trouble()
+        self._on_error()
         self.forget()
         if self._generations is not None:
             self._generations.change_file()
         self._renewed()
 
-    def _trouble(self, error: StorageError) -> None:
-        self._on_trouble()
+    def _handle_error(self, error: StorageError) -> None:
+        self._on_error()
         log.warning("index error, continued without", error=str(error))

@@ -21,7 +21,7 @@ import structlog
 
 from proxy.core.errors import StorageError
 from proxy.index.database import is_damage
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS waiting (id INTEGER PRIMARY KEY, receiver TEXT NOT NULL,
@@ -126,7 +126,7 @@ class Outbox:
         async def run() -> Result:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-        return await to_its_end(run())
+        return await run_to_completion(run())
 
     def _work(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         try:

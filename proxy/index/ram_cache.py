@@ -47,7 +47,7 @@ class RamCache:
         self._young.pop(key, None)
         self._old.pop(key, None)
 
-    def keep(self, keys: Iterable[Hashable]) -> None:
+    def retain(self, keys: Iterable[Hashable]) -> None:
         """Drop all but some keys."""
         kept = [(key, self.get(key)) for key in keys]
         self._young, self._old, self._weight = {}, {}, 0

@@ -72,14 +72,14 @@ class SqliteIndex:
         directory: Path,
         *,
         clock: Clock,
-        on_trouble: Callable[[], None],
+        on_error: Callable[[], None],
         supervisor: Supervisor | None = None,
         max_bytes: float = float("inf"),
     ) -> None:
         """Let the file grow to ``max_bytes``. ``supervisor`` is closed with the index."""
         self._database = Database(directory)
         self._clock = clock
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self._max_bytes = max_bytes
         self.generations: Generations | None = None
@@ -93,7 +93,7 @@ class SqliteIndex:
         started = time.perf_counter()
         self._facts = Facts(
             self._database,
-            on_trouble=self._trouble,
+            on_error=self._handle_error,
             renewed=self._recount,
             generations=self.generations,
         )
@@ -108,7 +108,7 @@ class SqliteIndex:
             await threads.close()
             raise
         if self._database.is_temporary:
-            self._on_trouble()
+            self._on_error()
         took = round(time.perf_counter() - started, 3)
         log.debug("index open", blobs=self._usage.files, seconds=took)
         self._supervisor.start("index flush", self._flush_forever)
@@ -125,7 +125,7 @@ class SqliteIndex:
 
     weights = _page(tree_rows.weights)
     listings = _page(tree_rows.listings)
-    listed_besides = _page(tree_rows.listed_besides)
+    listed_by_others = _page(tree_rows.listed_by_others)
     blobs = _page(blob_rows.blobs)
     loose_files = _page(blob_rows.loose_files)
     incomplete = _page(blob_rows.incomplete)
@@ -236,12 +236,12 @@ class SqliteIndex:
             facts |= {("blob", digest): None, ("children", digest): ()}
         await self._facts.write(facts, (), blob_rows.drop, digests, then=self.uses.written)
 
-    async def loosen_files(self, digests: Iterable[Digest]) -> None:
+    async def add_loose_files(self, digests: Iterable[Digest]) -> None:
         with suppress(StorageError):
-            await self._facts.write_durably(blob_rows.loosen_files, list(digests))
+            await self._facts.write_durably(blob_rows.add_loose_files, list(digests))
 
-    async def forget_files(self, digests: Iterable[Digest]) -> None:
-        await self._facts.write({}, (), blob_rows.forget_files, list(digests))
+    async def delete_loose_files(self, digests: Iterable[Digest]) -> None:
+        await self._facts.write({}, (), blob_rows.delete_loose_files, list(digests))
 
     async def coldest(
         self, after: Position | None, limit: int
@@ -337,10 +337,10 @@ class SqliteIndex:
         self.revision += 1
         return await self._pruner.prune(before)
 
-    def _trouble(self) -> None:
+    def _handle_error(self) -> None:
         """Recount held content: a row that could not be read may have been counted twice."""
         self._counting = replace(self._usage)
-        self._on_trouble()
+        self._on_error()
 
     def _recount(self) -> None:
         """Count what is held anew, with what is counted until that is done.

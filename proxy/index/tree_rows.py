@@ -50,7 +50,9 @@ def parents(db: Connection, digest: Digest) -> list[Digest]:
     return [values.digest(key) for (key,) in db.execute(query, (packed(digest),))]
 
 
-def listed_besides(db: Connection, digests: Iterable[Digest], besides: Set[Digest]) -> set[Digest]:
+def listed_by_others(
+    db: Connection, digests: Iterable[Digest], besides: Set[Digest]
+) -> set[Digest]:
     """Return those of ``digests`` that a held manifest lists that is not in ``besides``."""
     return {one for one in digests if not besides >= set(parents(db, one))}
 

@@ -19,10 +19,10 @@ from proxy.content.content import Content
 from proxy.core.errors import PolicyDenied, RegistryError, UpstreamTimeout
 from proxy.core.names import Digest, Kind, Route, Target
 from proxy.policies.images import Images
-from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, Facts, Rule, objection
+from proxy.policies.rules import ATTACHMENT_TAG, UNSIGNED, ImageFacts, Rule, objection
 from proxy.policies.signatures import Keys, Signatures
 from proxy.repository import Cache
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import CLIENT_KEY
 from proxy.runtime.executors import in_thread
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.singleflight import SingleFlight
@@ -60,13 +60,13 @@ class _Violation(NamedTuple):
 class _Verdict(NamedTuple):
     """The objections of rules, valid until a time of the clock (Unix seconds).
 
-    ``behalf``: the client that upstream was asked as. Another one may find a signature where this
-    one was refused.
+    ``client_key``: the client that upstream was asked as. Another one may find a signature where
+    this one was refused.
     """
 
     violations: tuple[_Violation, ...]
     until: float
-    behalf: object = None
+    client_key: object = None
 
     @property
     def denial(self) -> _Violation | None:
@@ -139,7 +139,7 @@ class Policies:
 
         Never waits, and counts nothing. ``digest`` None: it is not known which manifest it is.
         """
-        named = Facts(frozenset() if digest is None else frozenset({digest}))
+        named = ImageFacts(frozenset() if digest is None else frozenset({digest}))
         known = None if digest is None else self._known(target, digest)
         violated = {} if known is None else {one.rule.name: one.reason for one in known.violations}
         found = []
@@ -154,7 +154,7 @@ class Policies:
         """Raise ``PolicyDenied`` for a manifest or blob that is denied whatever its content is."""
         if not self._rules or route.kind not in (Kind.MANIFEST, Kind.BLOB):
             return
-        named = Facts(frozenset({Digest(route.ref)}))
+        named = ImageFacts(frozenset({Digest(route.ref)}))
         for rule in self._covered(target):
             if not rule.policy.audit and (reason := objection(rule, named)) is not None:
                 self._settle(target, route.ref, (rule,), (_Violation(rule, reason),))
@@ -194,7 +194,7 @@ class Policies:
         verdict = self._verdicts.get((target, digest))
         if verdict is None or verdict.until <= self._content.clock():
             return None
-        is_shared = not verdict.violations or verdict.behalf == BEHALF.get()
+        is_shared = not verdict.violations or verdict.client_key == CLIENT_KEY.get()
         return verdict if is_shared else None
 
     def _forget(self) -> None:
@@ -237,7 +237,7 @@ class Policies:
         lasts = math.inf if not violations else self._content.clock() + NEGATIVE_SECONDS
         if not violations:
             await self._forget_below(target, digest)
-        verdict = _Verdict(violations, lasts, BEHALF.get())
+        verdict = _Verdict(violations, lasts, CLIENT_KEY.get())
         if violations and indexes != self._indexes:
             return verdict
         return self._kept(target, digest, verdict, revision)
@@ -282,7 +282,7 @@ class Policies:
         revision = self._revision
         if await self._images.is_manifest(digest):
             return await self._judged(target, digest, digest)
-        alone = Facts(frozenset({digest}))
+        alone = ImageFacts(frozenset({digest}))
         own = tuple(
             _Violation(rule, reason)
             for rule in self._covered(target)
@@ -298,7 +298,7 @@ class Policies:
                 continue
             if verdict.denial is None:
                 lasts = now + NEGATIVE_SECONDS if own else math.inf
-                verdict = _Verdict(own, lasts, BEHALF.get())
+                verdict = _Verdict(own, lasts, CLIENT_KEY.get())
                 return self._kept(target, digest, verdict, revision)
             denial = denial or verdict.denial
         if failure is not None:

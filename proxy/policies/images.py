@@ -10,10 +10,10 @@ from proxy.core.names import Digest, Target, digests_of, matches
 from proxy.core.outline import RUN_AS_IMAGES, Outline, platform_of, read_outline
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
-from proxy.policies.rules import ATTACHMENT_TAG, Facts, Rule
+from proxy.policies.rules import ATTACHMENT_TAG, ImageFacts, Rule
 from proxy.repository import Cache
 from proxy.repository.reading import read_blob
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 
 MAX_CONFIG: Final = 4 * 1024 * 1024
 """Maximum size in bytes of a configuration that is read for its platform."""
@@ -43,7 +43,9 @@ class Images:
             if (known := self._cache.manifests.in_ram(digest)) is not None:
                 return known.body
             body = await self._content.read(digest)
-            if body is not None and await by_size(len(body), lambda: matches(digest, body)):
+            if body is not None and await in_thread_if_large(
+                len(body), lambda: matches(digest, body)
+            ):
                 return body
         return (await self._cache.manifests.get(target, digest, CacheDirective.ANY)).body
 
@@ -73,7 +75,7 @@ class Images:
         if record is None or record.media_type not in INDEX_TYPES:
             return ()
         body = await self.body(target, digest)
-        outline = await by_size(len(body), lambda: read_outline(body))
+        outline = await in_thread_if_large(len(body), lambda: read_outline(body))
         return () if outline is None else outline.manifests
 
     async def is_manifest(self, digest: Digest) -> bool:
@@ -83,26 +85,26 @@ class Images:
 
     async def facts(
         self, target: Target, digest: Digest, ref: str, rules: Collection[Rule]
-    ) -> Facts:
+    ) -> ImageFacts:
         """Return what ``rules`` need; ``ref`` is a tag or digest. Raises ``RegistryError``."""
         listed = frozenset({digest})
         if not any(rule.needs_manifest or rule.key_files for rule in rules):
-            return Facts(listed)
+            return ImageFacts(listed)
         body = await self.body(target, digest)
-        outline = await by_size(len(body), lambda: read_outline(body))
+        outline = await in_thread_if_large(len(body), lambda: read_outline(body))
         has_digests = any(rule.digest_file for rule in rules)
         if has_digests:
-            listed |= await by_size(len(body), lambda: digests_of(body))
+            listed |= await in_thread_if_large(len(body), lambda: digests_of(body))
         above = await self.indexes_above(target, digest) if has_digests else []
         if outline is None:
-            return Facts(listed, frozenset(above), is_understood=False)
+            return ImageFacts(listed, frozenset(above), is_understood=False)
         is_attachment = outline.is_inert and await self._is_attached(target, outline, digest, ref)
         needs_size = any(rule.policy.max_image_size for rule in rules)
         size = await self._size(target, outline, 0) if needs_size else 0
         platform = None
         if not is_attachment and any(rule.policy.platforms for rule in rules):
             platform = await self._platform(target, outline)
-        return Facts(
+        return ImageFacts(
             listed | outline.listed,
             frozenset(above),
             size=size or 0,
@@ -135,7 +137,7 @@ class Images:
             return False
         for layer in layers:
             body = await read_blob(self._cache.small, target, layer)
-            if not await by_size(len(body), lambda body=body: _is_text(body)):  # type: ignore[misc]
+            if not await in_thread_if_large(len(body), lambda body=body: _is_text(body)):  # type: ignore[misc]
                 return False
         return True
 
@@ -162,7 +164,7 @@ class Images:
                 body = await self.body(target, child)
             except NotFound:
                 continue
-            below = await by_size(len(body), lambda body=body: read_outline(body))  # type: ignore[misc]
+            below = await in_thread_if_large(len(body), lambda body=body: read_outline(body))  # type: ignore[misc]
             size = None if below is None else await self._size(target, below, depth + 1)
             if size is None:
                 return None

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-LEAST_RSA_BITS: Final = 2048
+MIN_RSA_BITS: Final = 2048
 
 _CURVES: Final[dict[str, tuple[HashAlgorithm, ...]]] = {
     "secp256r1": (SHA256(),),
@@ -72,7 +72,7 @@ def read_key(pem: bytes) -> PublicKey:
             "no public key in PEM; it begins with -----BEGIN PUBLIC KEY-----"
         ) from None
     is_curve = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES
-    is_rsa = isinstance(key, rsa.RSAPublicKey) and key.key_size >= LEAST_RSA_BITS
+    is_rsa = isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS
     if not (is_curve or is_rsa or isinstance(key, ed25519.Ed25519PublicKey)):
         raise ValueError(
             "not a supported key: ECDSA P-256 and P-384, Ed25519, and RSA from 2048 bits are"

@@ -28,7 +28,7 @@ _VARIANTS: Final = {"arm64": "v8", "arm": "v7"}
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ImageFacts:
     """The known facts about an image.
 
     ``listed`` are its digests with those that it lists, ``parents`` the held indexes of the
@@ -108,7 +108,9 @@ class Rule:
         return f"denied by policy {self.name!r}: {reason}{because}"
 
 
-def compiled(policies: Sequence[Policy], selector: Callable[[str], Selector]) -> tuple[Rule, ...]:
+def compile_rules(
+    policies: Sequence[Policy], selector: Callable[[str], Selector]
+) -> tuple[Rule, ...]:
     """Return the rules of the settings, their files read. Raises ``ConfigError``.
 
     ``selector`` parses a pattern; it raises ``RegistryError``.
@@ -126,7 +128,7 @@ def compiled(policies: Sequence[Policy], selector: Callable[[str], Selector]) ->
     return tuple(rules)
 
 
-def objection(rule: Rule, facts: Facts) -> str | None:
+def objection(rule: Rule, facts: ImageFacts) -> str | None:
     """Return why a policy denies an image, None if it does not. Does not check signatures."""
     denied = rule.denied_digests
     if rule.policy.deny:
@@ -138,7 +140,7 @@ def objection(rule: Rule, facts: Facts) -> str | None:
     return _objection_to_content(rule.policy, facts)
 
 
-def _objection_to_content(policy: Policy, facts: Facts) -> str | None:
+def _objection_to_content(policy: Policy, facts: ImageFacts) -> str | None:
     """Return why a policy denies the content of a manifest."""
     is_examined = policy.max_image_size or policy.platforms or policy.media_types
     if is_examined and not facts.is_understood:

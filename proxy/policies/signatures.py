@@ -23,7 +23,7 @@ from proxy.policies import cosign
 from proxy.policies.images import Images
 from proxy.repository import Cache
 from proxy.repository.reading import read_blob
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.singleflight import SingleFlight
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Signatures:
         if len(tag) > _MAX_TAG:
             return []
         body = await self._tagged_body(target, tag)
-        document = await by_size(len(body), lambda: read_object(body))
+        document = await in_thread_if_large(len(body), lambda: read_object(body))
         checks: list[Check] = []
         for layer in as_list(document.get("layers"))[:MAX_SIGNATURES]:
             found = read_descriptor(layer)
@@ -185,14 +185,14 @@ class Signatures:
         self, target: Target, image: Digest, referrer: Digest, keys: Keys
     ) -> bool:
         body = await self._images.body(target, referrer)
-        document = await by_size(len(body), lambda: read_object(body))
+        document = await in_thread_if_large(len(body), lambda: read_object(body))
         layers = as_list(document.get("layers"))
         found = read_descriptor(layers[0]) if len(layers) == 1 else None
         if found is None or found.size > MAX_BUNDLE:
             return False
         bundle = await read_blob(self._cache.small, target, found)
         signed = await self._images.body(target, image)
-        return await by_size(
+        return await in_thread_if_large(
             len(bundle), lambda: cosign.is_signed_bundle(bundle, image, signed, keys.keys)
         )
 

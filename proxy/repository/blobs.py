@@ -24,7 +24,7 @@ from proxy.core.policy import CacheDirective
 from proxy.core.sources import Priority
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
-from proxy.repository.results import Blob, Live, Local, Sized, Through
+from proxy.repository.results import Blob, BlobHead, LiveBlob, LocalBlob, PassThroughBlob
 from proxy.runtime.executors import in_thread
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
@@ -64,7 +64,7 @@ class Blobs:
         while True:
             linked = await self._linked(target, digest)
             if linked and (blob := await self._content.open(digest)) is not None:
-                return Local(blob)
+                return LocalBlob(blob)
             self._refuse_asking(target, digest, directive)
             if not linked and await self._content.holds(digest):
                 try:
@@ -93,7 +93,7 @@ class Blobs:
         return self._downloads.join(self._wanted(target, digest, priority))
 
     async def rest(
-        self, target: Target, digest: Digest, failed: Local | Live, sent: range
+        self, target: Target, digest: Digest, failed: LocalBlob | LiveBlob, sent: range
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes after those that were ``sent``, passed through, after a disk has failed.
 
@@ -101,12 +101,12 @@ class Blobs:
         proven together. What is before them was not sent, and may not be on the disk. Raises
         ``RegistryError``.
         """
-        if isinstance(failed, Local):
+        if isinstance(failed, LocalBlob):
             self._content.faults.read_failed()
-            await self._content.faults.set_aside(digest, {"reason": "it cannot be read"})
+            await self._content.faults.quarantine(digest, {"reason": "it cannot be read"})
         elif failed.reader.download.failure is None:  # otherwise it has been counted
             self._content.faults.read_failed()
-        source = failed.reader if isinstance(failed, Live) else failed
+        source = failed.reader if isinstance(failed, LiveBlob) else failed
         through = await self._through(target, digest)
         position = 0
         try:
@@ -122,26 +122,26 @@ class Blobs:
         finally:
             await through.aclose()
 
-    async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Sized:
+    async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> BlobHead:
         """Return a blob's size, asking upstream for no body. Raises ``RegistryError``."""
         linked = await self._linked(target, digest)
         held = await self._size(digest)
         if linked and held is not None:
-            return Sized(held, Outcome.HIT)
+            return BlobHead(held, Outcome.HIT)
         download = self._downloads.live(target, digest)
         if download is not None and download.is_open and (linked or download.target == target):
-            return Sized(download.size, Outcome.JOIN)
+            return BlobHead(download.size, Outcome.JOIN)
         self._refuse_asking(target, digest, directive)
         announced = await self.confirm(target, digest)
         if held is not None:
-            return Sized(held, Outcome.REVALIDATED)
-        return Sized(announced, Outcome.MISS)
+            return BlobHead(held, Outcome.REVALIDATED)
+        return BlobHead(announced, Outcome.MISS)
 
     async def fetch(self, target: Target, digest: Digest) -> bool:
         """Fetch a blob unless it is held; return whether it is now. Raises ``RegistryError``."""
         blob = await self.get(target, digest, CacheDirective.REVALIDATE)
         try:
-            if isinstance(blob, Live):
+            if isinstance(blob, LiveBlob):
                 await blob.reader.download.proven()
                 await self._downloads.ended(target, digest)
         finally:
@@ -202,7 +202,7 @@ class Blobs:
             if is_own and not download.is_prefetch and not is_others_refusal:
                 raise
             return None
-        return Live(reader)
+        return LiveBlob(reader)
 
     def _wanted(
         self, target: Target, digest: Digest, priority: Priority = Priority.DOWNLOAD
@@ -246,14 +246,14 @@ class Blobs:
         size = self._sizes.get((target, digest), 0)
         return await self._downloads.cannot_fit(target, digest, size)
 
-    async def _through(self, target: Target, digest: Digest) -> Through:
+    async def _through(self, target: Target, digest: Digest) -> PassThroughBlob:
         """Return a body that is proven on its way and not kept."""
         try:
             body = await SourcesBody.opened(self._wanted(target, digest, Priority.PASS_THROUGH))
         except NotFound as error:
             await self.absences.learn(target, digest, error)
             raise
-        return Through(body, self._proven(body, target, digest))
+        return PassThroughBlob(body, self._proven(body, target, digest))
 
     async def _proven(
         self, body: SourcesBody, target: Target, digest: Digest
@@ -270,7 +270,7 @@ class Blobs:
             verifier.check(target)
         except ContentMismatch as error:
             body.reject()
-            self._content.faults.mismatched(error, target, digest, body.place)
+            self._content.faults.report_mismatch(error, target, digest, body.place)
             raise
         await self._content.links.add(target, [digest])
         yield held_back

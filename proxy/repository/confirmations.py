@@ -57,7 +57,7 @@ class _Verdict:
     refusal: str | None = None
     failed_at: float | None = None
 
-    def is_yes(self, now: float, seconds: float) -> bool:
+    def confirms(self, now: float, seconds: float) -> bool:
         """Return True for a confirmation of the last ``seconds``; a clock set back ends it."""
         return self.refusal is None and _is_within(self.asked_at, now, seconds)
 
@@ -96,7 +96,7 @@ class Confirmations:
         origin = self._sources.get(target.upstream)
         if origin is None or origin.callers is None:
             return origin is not None
-        return self._yes(origin, caller, target, origin.callers.ttl) is not None
+        return self._confirmation(origin, caller, target, origin.callers.ttl) is not None
 
     async def confirm(self, caller: Caller, target: Target, route: Route) -> None:
         """Return if a client may read a repository; its login must be the current one.
@@ -106,7 +106,10 @@ class Confirmations:
         origin = self._sources[target.upstream]
         if origin.callers is None or self.is_confirmed(caller, target):
             return
-        former, now = self._yes(origin, caller, target, origin.callers.stale), self._clock()
+        former, now = (
+            self._confirmation(origin, caller, target, origin.callers.stale),
+            self._clock(),
+        )
         if origin.rule.offline:
             if former is None:
                 raise Denied(f"{target.upstream} cannot confirm your access, because it is offline")
@@ -139,14 +142,14 @@ class Confirmations:
         except TimeoutError:
             raise UpstreamTimeout(f"{upstream} does not answer in time") from None
 
-    def _yes(
+    def _confirmation(
         self, origin: Origin, caller: Caller, target: Target, seconds: float
     ) -> _Verdict | None:
         """Return the confirmation of a client, or that of anonymous clients for a public one."""
         now = self._clock()
         for one in (caller, ANONYMOUS):
             verdict = self._verdicts.get(_key(origin, target, one))
-            if verdict is not None and verdict.is_yes(now, seconds):
+            if verdict is not None and verdict.confirms(now, seconds):
                 return verdict
         return None
 

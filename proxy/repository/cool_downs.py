@@ -23,7 +23,7 @@ from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.reading import read_blob
 from proxy.repository.small_blobs import SmallBlobs
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 
 MAX_TAGS: Final = 2000
 """Tags of a repository whose history is searched for a digest."""
@@ -265,7 +265,7 @@ class CoolDowns:
             return known
         try:
             manifest = await self._manifests.get(target, digest, CacheDirective.ANY)
-            claim = await by_size(len(manifest.body), lambda: read_claim(manifest.body))
+            claim = await in_thread_if_large(len(manifest.body), lambda: read_claim(manifest.body))
             times: list[float | None] = []
             if claim.images and depth < _MAX_DEPTH:
                 for image in claim.images:
@@ -273,7 +273,7 @@ class CoolDowns:
                     times += [] if below is None else [below.created]
             elif claim.config is not None and claim.config.size <= _MAX_CONFIG:
                 body = await read_blob(self._small, target, claim.config)
-                times = [await by_size(len(body), lambda: read_created(body))]
+                times = [await in_thread_if_large(len(body), lambda: read_created(body))]
         except NotFound:
             return None
         known_times = [one for one in times if one is not None]

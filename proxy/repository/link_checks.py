@@ -25,7 +25,7 @@ from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.runtime.singleflight import SingleFlight
 
-AT_ONCE: Final = 16
+CONCURRENCY: Final = 16
 """Maximum number of concurrent requests of all checks together."""
 
 MAX_CHECKS: Final = 64
@@ -51,7 +51,7 @@ class LinkChecks:
         self._sources = sources
         self._manifests = manifests
         self._blobs = blobs
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(CONCURRENCY)
         self._running: SingleFlight[None] = SingleFlight("check links")
 
     async def close(self) -> None:
@@ -110,7 +110,7 @@ class LinkChecks:
 
         Content that upstream does not have gets no link, and the check continues.
         """
-        async with self._at_once:
+        async with self._slots:
             if self._sources[target.upstream].is_scarce:
                 raise TooManyRequests(f"{target.upstream}: pulls are nearly used up")
             try:

@@ -12,7 +12,7 @@ from proxy.core.errors import Denied, NameUnknown, NotFound, NotHeld, UpstreamFa
 from proxy.core.names import Target
 from proxy.core.policy import Action, CacheDirective
 from proxy.repository.origins import Origin
-from proxy.repository.results import Forward, Listed
+from proxy.repository.results import Forward, NamePage
 from proxy.repository.tag_lists import TagLists
 from proxy.runtime.metrics import Outcome
 from proxy.upstream.registry import TagPage
@@ -49,7 +49,7 @@ class Listings:
 
     async def tags(
         self, target: Target, query: dict[str, str], directive: CacheDirective
-    ) -> Listed:
+    ) -> NamePage:
         """Return one page of tags; ``query`` holds ``n`` and ``last``, or the last page's query.
 
         The page is upstream's. If upstream fails or may not be asked, it comes from the last known
@@ -86,7 +86,7 @@ class Listings:
 
     async def repositories(
         self, query: dict[str, str], is_visible: Callable[[Target], bool]
-    ) -> Listed:
+    ) -> NamePage:
         """Return up to ``n`` visible names after ``last``, each with its upstream in front.
 
         Raises ``Denied`` unless the catalog is switched on, because names may be confidential.
@@ -110,7 +110,7 @@ class Listings:
         query: dict[str, str],
         reason: str,
         error: UpstreamFailure | None = None,
-    ) -> Listed | None:
+    ) -> NamePage | None:
         """Return a page of the tags known here; None if there are none.
 
         After an ``error`` the last known list may be as old as any stale answer.
@@ -130,14 +130,14 @@ class Listings:
         return _after(names, query, Outcome.HIT, warning)
 
 
-def _paged(page: TagPage, query: dict[str, str]) -> Listed:
+def _paged(page: TagPage, query: dict[str, str]) -> NamePage:
     """Return upstream's page in the order and length that the specification requires.
 
     A page with a link to the next one is sent as it is. Other pages are sorted and cut here:
     distribution before version 3 ignores ``n`` and ``last``, and does not sort.
     """
     if page.next_query:
-        return Listed(page.tags, page.next_query, Outcome.THROUGH)
+        return NamePage(page.tags, page.next_query, Outcome.THROUGH)
     names, last = sorted(page.tags), query.get("last")
     if last in names:
         return _after(names, query, Outcome.THROUGH)
@@ -146,15 +146,15 @@ def _paged(page: TagPage, query: dict[str, str]) -> Listed:
 
 def _after(
     names: list[str], query: dict[str, str], outcome: Outcome, warning: str | None = None
-) -> Listed:
+) -> NamePage:
     last = query.get("last", "")
     return _cut([name for name in names if name > last], query, outcome, warning)
 
 
 def _cut(
     names: list[str], query: dict[str, str], outcome: Outcome, warning: str | None = None
-) -> Listed:
+) -> NamePage:
     if "n" not in query or len(names) <= int(query["n"]):
-        return Listed(names, {}, outcome, warning)
+        return NamePage(names, {}, outcome, warning)
     page = names[: int(query["n"])]
-    return Listed(page, {"n": query["n"], "last": page[-1]} if page else {}, outcome, warning)
+    return NamePage(page, {"n": query["n"], "last": page[-1]} if page else {}, outcome, warning)

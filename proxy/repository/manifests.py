@@ -24,12 +24,12 @@ from proxy.core.names import Digest, Tag, Target, is_digest, matches, sha256
 from proxy.core.policy import CacheDirective
 from proxy.core.records import BlobRecord, Descriptor
 from proxy.core.sources import Place, SharedManifest
-from proxy.repository.held_manifests import Held, HeldManifests
+from proxy.repository.manifest_cache import CachedManifest, ManifestCache
 from proxy.repository.negative_cache import NegativeCache
 from proxy.repository.origins import Origin
-from proxy.repository.results import Described, Manifest
+from proxy.repository.results import Manifest, ManifestHead
 from proxy.repository.tag_lists import TagLists
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
@@ -53,13 +53,13 @@ class Manifests:
         content: Content,
         sources: Mapping[str, Origin],
         *,
-        held: HeldManifests,
+        held: ManifestCache,
         lists: TagLists,
         absences: NegativeCache,
     ) -> None:
         self._content = content
         self._sources = sources
-        self._held = held
+        self._cached = held
         self._lists = lists
         self.absences: Final = absences
         self.on_fetched: Final[list[Callable[[Target, Descriptor, bytes, bool], None]]] = []
@@ -77,9 +77,9 @@ class Manifests:
         """Return a manifest by digest. Raises ``RegistryError``."""
         if directive is CacheDirective.REVALIDATE:
             await self.absences.forget(target, digest)
-        is_new = await self.copy_from_elsewhere(target, digest, directive)
+        is_new = await self.copy_from_other_source(target, digest, directive)
         linked = await self._content.links.has(target, digest)  # also brings the record into RAM
-        hit = await self._held.get(digest)
+        hit = await self._cached.get(digest)
         if hit is None or not linked:
             self._refuse_asking(target, digest, directive)
         elif self.is_offline(target) and not await self._is_whole(target, hit, count()):
@@ -88,41 +88,41 @@ class Manifests:
             return await self.fetch(target, digest)
         if not linked:
             await self.ask(target, digest)
-        self._held.note_sizes(target, hit)
+        self._cached.note_sizes(target, hit)
         if is_new:
             return replace(hit, outcome=Outcome.MISS)
         return hit if linked else replace(hit, outcome=Outcome.REVALIDATED)
 
     def in_ram(self, digest: Digest) -> Manifest | None:
         """Return a manifest in memory as a hit. The caller checks if it may be served."""
-        held = self._held.in_ram(digest)
+        held = self._cached.in_ram(digest)
         return None if held is None else held.hit
 
-    def at_once(self, target: Target, record: BlobRecord) -> Manifest | None:
+    def cached(self, target: Target, record: BlobRecord) -> Manifest | None:
         """Return a held manifest that a repository may serve as a hit, and count its use.
 
         None says nothing: ``get`` knows more.
         """
-        return self._held.at_once(target, record)
+        return self._cached.cached(target, record)
 
     def note_sizes(self, target: Target, digest: Digest) -> None:
         """Note what a manifest in memory lists, which another process has served."""
-        if (held := self._held.in_ram(digest)) is not None:
-            self._held.note_sizes(target, held.hit)
+        if (held := self._cached.in_ram(digest)) is not None:
+            self._cached.note_sizes(target, held.hit)
 
-    async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> Described:
+    async def head(self, target: Target, digest: Digest, directive: CacheDirective) -> ManifestHead:
         """Return the descriptor of a digest; upstream gets no GET. Raises ``RegistryError``."""
-        await self.copy_from_elsewhere(target, digest, directive)
-        held = self._held.in_ram(digest)
+        await self.copy_from_other_source(target, digest, directive)
+        held = self._cached.in_ram(digest)
         if (held is not None and not held.is_stored) or await self._content.holds(digest):
             manifest = await self.get(target, digest, directive)
-            return Described(manifest.descriptor, manifest.outcome)
+            return ManifestHead(manifest.descriptor, manifest.outcome)
         self._refuse_asking(target, digest, directive)
         descriptor = await self._described.get(f"{target} {digest}")
         if descriptor is not None:
-            return Described(descriptor, Outcome.HIT)
+            return ManifestHead(descriptor, Outcome.HIT)
         named = await self.ask(target, digest)
-        return Described(named.descriptor, Outcome.MISS)
+        return ManifestHead(named.descriptor, Outcome.MISS)
 
     def is_offline(self, target: Target) -> bool:
         """Return True if the settings forbid requests to an upstream."""
@@ -133,13 +133,13 @@ class Manifests:
 
         Raises ``RegistryError``.
         """
-        held = self._held.in_ram(digest)
+        held = self._cached.in_ram(digest)
         if held is None:
             await self.get(target, digest, CacheDirective.REVALIDATE)
         else:
             children = held.hit.children
             listed = None if children is None else children.listed
-            await self._content.keep(held.hit.descriptor, held.hit.body, listed)
+            await self._content.store_manifest(held.hit.descriptor, held.hit.body, listed)
         return await self._content.holds(digest)
 
     async def forget(self, target: Target, digests: Iterable[Digest]) -> None:
@@ -147,7 +147,7 @@ class Manifests:
         await self._lists.forget_all(target)
         for digest in digests:
             await self._described.delete(f"{target} {digest}")
-            await self._held.forget(target, digest)
+            await self._cached.forget(target, digest)
 
     async def ask(self, target: Target, ref: str) -> NamedManifest:
         """Return upstream's answer about ``ref``, by HEAD; concurrent callers share one request.
@@ -202,7 +202,7 @@ class Manifests:
     ) -> Manifest | None:
         """Return the first of these images that is held in full, as a stale answer."""
         for digest in dict.fromkeys(digests):
-            if await self.is_whole(target, digest) and (hit := await self._held.get(digest)):
+            if await self.is_whole(target, digest) and (hit := await self._cached.get(digest)):
                 return replace(hit, outcome=Outcome.STALE, warning=warning)
         return None
 
@@ -225,9 +225,9 @@ class Manifests:
         """Return a held manifest of this repository, and note the sizes of its blobs."""
         if not await self._content.links.has(target, digest):
             return None
-        hit = await self._held.get(digest)
+        hit = await self._cached.get(digest)
         if hit is not None:
-            self._held.note_sizes(target, hit)
+            self._cached.note_sizes(target, hit)
         return hit
 
     async def fetch(self, target: Target, ref: str) -> Manifest:
@@ -237,8 +237,7 @@ class Manifests:
         """
         key = (target, ref)
         joined = self._fetches.is_running(key)
-        fetch = partial(self._released, target, ref, self._fetch)
-        manifest = await self._fetches.do(key, fetch)
+        manifest = await self._fetches.do(key, partial(self._released, target, ref, self._fetch))
         return replace(manifest, outcome=Outcome.JOIN) if joined else manifest
 
     async def _fetch(self, target: Target, ref: str) -> Manifest:
@@ -250,19 +249,23 @@ class Manifests:
         claimed = Digest(ref) if is_digest(ref) else fetched.digest
         if claimed is None and not content.is_manifest:
             raise ContentMismatch(f"{target}: the answer for {ref} is not a manifest")
-        digest = await by_size(len(body), lambda: sha256(body)) if claimed is None else claimed
+        digest = (
+            await in_thread_if_large(len(body), lambda: sha256(body))
+            if claimed is None
+            else claimed
+        )
         descriptor = Descriptor(fetched.media_type, digest, len(body))
-        if not await by_size(len(body), lambda: matches(digest, body)):
+        if not await in_thread_if_large(len(body), lambda: matches(digest, body)):
             return await self._signed(target, descriptor, body)
         hit = Manifest(descriptor, body, Outcome.HIT, content.children)
-        await self._keep(target, hit, content, started, is_public=upstream.is_public)
+        await self._store(target, hit, content, started, is_public=upstream.is_public)
         for listener in self.on_fetched:
             listener(target, descriptor, body, upstream.is_public)
         for existing in {ref, digest}:
             await self.absences.forget(target, existing)
         return replace(hit, outcome=Outcome.MISS, warning=fetched.warning)
 
-    async def _keep(
+    async def _store(
         self,
         target: Target,
         hit: Manifest,
@@ -273,23 +276,22 @@ class Manifests:
     ) -> None:
         """Keep a verified manifest: in memory at once, then on the disk if there is room."""
         digest = hit.descriptor.digest
-        self._held.add(Held(hit, is_stored=False))
-        self._held.note_sizes(target, hit)
+        self._cached.add(CachedManifest(hit, is_stored=False))
+        self._cached.note_sizes(target, hit)
         await self._content.links.add(target, [digest])
-        await self._content.links.add_public(
-            target, [child.digest for child in content.listed or ()]
-        )
-        keep = self._content.keep
-        if await keep(hit.descriptor, hit.body, content.listed, is_public=is_public):
+        listed = [child.digest for child in content.listed or ()]
+        await self._content.links.add_public(target, listed)
+        store = self._content.store_manifest
+        if await store(hit.descriptor, hit.body, content.listed, is_public=is_public):
             seconds = time.monotonic() - started
             self._content.arrived(Cached(target, digest, len(hit.body), hit.place, seconds))
         if await self._content.holds(digest):
-            self._held.add(Held(hit, is_stored=True))
+            self._cached.add(CachedManifest(hit, is_stored=True))
         if content.subject is not None:
             entry = content.subject.entry(hit.descriptor)
             await self._content.links.add_referrer(target, content.subject.digest, entry)
 
-    async def copy_from_elsewhere(
+    async def copy_from_other_source(
         self, target: Target, digest: Digest, directive: CacheDirective
     ) -> bool:
         """Copy a manifest from a fallback directory, the bucket or a replica.
@@ -301,7 +303,7 @@ class Manifests:
         if (not fallbacks and shared is None) or directive is CacheDirective.ONLY_IF_CACHED:
             return False
         started = time.monotonic()
-        held = self._held.in_ram(digest)  # an evicted one may still be in memory
+        held = self._cached.in_ram(digest)  # an evicted one may still be in memory
         in_ram_only = held is not None and not held.is_stored
         is_held = in_ram_only or await self._content.holds(digest)
         if is_held and await self._content.links.has(target, digest):
@@ -319,13 +321,13 @@ class Manifests:
     ) -> bool:
         """Store a manifest of another source; return False if its type is unknown."""
         body, media_type = found.body, found.media_type
-        content = await by_size(len(body), partial(manifests.read, body))
+        content = await in_thread_if_large(len(body), partial(manifests.read, body))
         if not media_type and not content.is_manifest:
             return False
         media_type = media_type or content.own_type or content.implied_type
         descriptor = Descriptor(media_type, digest, len(body))
         hit = Manifest(descriptor, body, Outcome.HIT, content.children, place=found.place)
-        await self._keep(target, hit, content, started, is_public=found.is_public)
+        await self._store(target, hit, content, started, is_public=found.is_public)
         return True
 
     async def _signed(self, target: Target, descriptor: Descriptor, body: bytes) -> Manifest:
@@ -334,11 +336,11 @@ class Manifests:
         Its digest is that of the payload it signs, so its bytes cannot be stored by digest. Raises
         ``ContentMismatch`` for any other manifest with a wrong digest.
         """
-        payload = await by_size(len(body), lambda: manifests.signed_payload(body))
+        payload = await in_thread_if_large(len(body), lambda: manifests.signed_payload(body))
         if payload is None or not matches(descriptor.digest, payload):
             error = ContentMismatch(f"{target}: the manifest does not match {descriptor.digest}")
             error.found = sha256(body)
-            self._content.faults.mismatched(error, target, descriptor.digest, Place.REGISTRY)
+            self._content.faults.report_mismatch(error, target, descriptor.digest, Place.REGISTRY)
             raise error
         return Manifest(descriptor, body, Outcome.THROUGH, None)
 
@@ -362,8 +364,8 @@ class Manifests:
             if depth == _MAX_DEPTH or not await _may_look_up(lookups):
                 return False
             if await self._may_serve(target, child.digest):
-                await self.copy_from_elsewhere(target, child.digest, CacheDirective.ANY)
-                below = await self._held.get(child.digest)
+                await self.copy_from_other_source(target, child.digest, CacheDirective.ANY)
+                below = await self._cached.get(child.digest)
                 if below is not None and await self._is_whole(
                     target, below, lookups, depth=depth + 1
                 ):

@@ -51,7 +51,7 @@ class MemoryLookup:
 
     def _manifest(self, target: Target, digest: Digest, fresh: float | None) -> Found | None:
         record = self._content.peek(target, digest)
-        manifest = None if record is None else self._manifests.at_once(target, record)
+        manifest = None if record is None else self._manifests.cached(target, record)
         if manifest is None:
             return None
         return Found(manifest.descriptor, manifest.body, fresh)

@@ -38,7 +38,7 @@ class Peers(NamedTuple):
 
     ``small`` has small blobs that one of them has fetched.
 
-    ``delegating`` is one that fetches content for which this one has no space, ``rescuing`` one
+    ``delegate`` is one that fetches content for which this one has no space, ``rescue`` one
     that continues a blob after the registry has broken off here.
 
     ``manifests`` finds a manifest there or in the bucket; without one this replica has the right
@@ -46,15 +46,15 @@ class Peers(NamedTuple):
     """
 
     small: SmallSource
-    following: Source
-    holding: SharedSource
+    lease_holder: Source
+    replicas: SharedSource
     manifests: SharedManifests
-    delegating: Source
-    rescuing: Source
+    delegate: Source
+    rescue: Source
     release: Callable[[str, Digest], None]
 
 
-class Elsewhere(NamedTuple):
+class SharedSources(NamedTuple):
     """Content from other machines: in the bucket, and at other replicas."""
 
     bucket: SharedSource | None = None
@@ -66,7 +66,7 @@ class Origin(NamedTuple):
 
     ``version`` differs between two configurations of an upstream, because content that is absent
     under one may exist under the other. ``since`` is the monotonic time from which it is in use,
-    for the same reason. ``fallbacks`` and ``elsewhere``, the content of other
+    for the same reason. ``fallbacks`` and ``shared_sources``, the content of other
     machines, are read before the registry is asked. ``callers`` None: the registry is asked with
     the same login for all clients.
     """
@@ -78,7 +78,7 @@ class Origin(NamedTuple):
     url: str = ""
     fallbacks: tuple[FallbackDirectory, ...] = ()
     callers: CallerTimes | None = None
-    elsewhere: Elsewhere = Elsewhere()
+    shared_sources: SharedSources = SharedSources()
     tag_rules: TagRules = NO_TAG_RULES
 
     @property
@@ -91,7 +91,7 @@ class Origin(NamedTuple):
     @property
     def local_sources(self) -> list[Source]:
         """The sources of blobs before the registry, in order."""
-        bucket = self.elsewhere.bucket
+        bucket = self.shared_sources.bucket
         return [*self.fallbacks] if bucket is None else [*self.fallbacks, bucket]
 
     @property
@@ -102,20 +102,20 @@ class Origin(NamedTuple):
         sources that only one replica should ask.
         """
         registry: list[Source] = [] if self.rule.offline else [self.upstream]
-        bucket, peers = self.elsewhere
+        bucket, peers = self.shared_sources
         if peers is None:
             return [*self.local_sources, *registry]
         shared: list[Source] = [] if bucket is None else [bucket]
         if not registry:
-            return [*self.local_sources, peers.small, peers.holding]
-        fetched = [peers.following, *shared, peers.holding]
+            return [*self.local_sources, peers.small, peers.replicas]
+        fetched = [peers.lease_holder, *shared, peers.replicas]
         if self.callers is None:  # another replica would ask without the client's login
-            fetched = [peers.small, *fetched, peers.delegating]
-        return [*self.fallbacks, *fetched, *registry, peers.rescuing]
+            fetched = [peers.small, *fetched, peers.delegate]
+        return [*self.fallbacks, *fetched, *registry, peers.rescue]
 
     def sources_of(self, size: int | None) -> list[Source]:
         """Return where a blob of ``size`` bytes comes from, in order; None if it is not known."""
-        peers = self.elsewhere.peers
+        peers = self.shared_sources.peers
         if peers is None or size is None or size <= peers.small.largest:
             return self.blob_sources
         return [source for source in self.blob_sources if source is not peers.small]
@@ -131,14 +131,14 @@ class Origin(NamedTuple):
     @property
     def manifest_source(self) -> SharedManifests | None:
         """The source of manifests besides fallback directories and the registry."""
-        bucket, peers = self.elsewhere
+        bucket, peers = self.shared_sources
         if peers is None:
             return bucket
-        return peers.holding if self.rule.offline else peers.manifests
+        return peers.replicas if self.rule.offline else peers.manifests
 
     def release(self, upstream: str, ref: str) -> None:
         """Allow other replicas to ask the registry for a manifest, after this one has."""
-        peers = self.elsewhere.peers
+        peers = self.shared_sources.peers
         if peers is not None and is_digest(ref):
             peers.release(upstream, Digest(ref))
 

@@ -123,7 +123,7 @@ class Prefetcher:
         self._downloads = downloads
         self._expected = expected
         self._bounds = bounds
-        self._at_once = asyncio.Semaphore(bounds.concurrency)
+        self._slots = asyncio.Semaphore(bounds.concurrency)
         self._images: SingleFlight[None] = SingleFlight("prefetch")
 
     def begin(self, target: Target, children: Children | None) -> None:
@@ -176,8 +176,8 @@ class Prefetcher:
 
     async def _fetch(self, target: Target, digest: Digest, expectation: Expectation) -> None:
         """Fetch one blob unless it is held, arriving, or would delay other downloads."""
-        async with self._at_once:
-            if not self._sources[target.upstream].upstream.slots.has_some_to_spare:
+        async with self._slots:
+            if not self._sources[target.upstream].upstream.slots.has_spare:
                 return
             reader = await self._blobs.begin(target, digest, Priority.PREFETCH)
             if reader is None:

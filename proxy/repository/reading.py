@@ -7,7 +7,7 @@ from proxy.core.errors import ContentMismatch, Overloaded, StorageError
 from proxy.core.names import Target
 from proxy.core.policy import CacheDirective
 from proxy.core.records import Descriptor
-from proxy.repository.results import Blob, Live, Local, Small, Through
+from proxy.repository.results import Blob, LiveBlob, LocalBlob, PassThroughBlob, SmallBlob
 from proxy.repository.small_blobs import SmallBlobs
 from proxy.runtime.executors import in_thread
 
@@ -32,15 +32,15 @@ async def read_blob(small: SmallBlobs, target: Target, descriptor: Descriptor) -
 async def _whole(blob: Blob, limit: int) -> bytes:
     """Return up to ``limit`` + 1 bytes once the digest of all of them is proven."""
     match blob:
-        case Small():
+        case SmallBlob():
             return blob.body
-        case Local():
+        case LocalBlob():
             return await in_thread(partial(blob.read, 0, min(blob.size, limit + 1)))
-        case Live():
+        case LiveBlob():
             await blob.reader.download.proven()
             stop = min(blob.reader.download.written, limit + 1)
             return await in_thread(partial(blob.reader.read, 0, stop))
-        case Through():
+        case PassThroughBlob():
             body = bytearray()
             async for chunk in blob.chunks:
                 body += chunk[: limit + 1 - len(body)]

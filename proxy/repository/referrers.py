@@ -21,7 +21,7 @@ from proxy.index.expiring import ExpiringRows, Key
 from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.results import Forward, Referrers
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 from proxy.runtime.ttl_cache import TTLCache
@@ -131,7 +131,7 @@ class ReferrersCache:
             return []
         await self._content.tags.set(target, tag, TagRecord(manifest.descriptor, self._clock()))
         body = manifest.body
-        entries = await by_size(len(body), lambda: read_referrers(body))
+        entries = await in_thread_if_large(len(body), lambda: read_referrers(body))
         if entries is None:
             raise UpstreamUnavailable(f"{target}:{tag} is no list of referrers")
         if len(entries) > MAX_REFERRERS:

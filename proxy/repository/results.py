@@ -47,7 +47,7 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class ManifestHead:
     """The answer to a HEAD of a manifest."""
 
     descriptor: Descriptor
@@ -59,7 +59,7 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
-class Sized:
+class BlobHead:
     """The answer to a HEAD of a blob; ``size`` in bytes, None if upstream does not announce it."""
 
     size: int | None
@@ -67,7 +67,7 @@ class Sized:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class NamePage:
     """One page of names, and the query of the next page; empty at the end."""
 
     names: list[str]
@@ -89,7 +89,7 @@ class Referrers:
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
+class LocalBlob:
     """A held blob, opened."""
 
     blob: DiskBlob
@@ -120,7 +120,7 @@ class Local:
 
 
 @dataclass(frozen=True, slots=True)
-class Small:
+class SmallBlob:
     """A held blob whose bytes are in RAM."""
 
     body: bytes
@@ -137,7 +137,7 @@ class Small:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveBlob:
     """A blob that is arriving."""
 
     reader: Reader
@@ -163,7 +163,7 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True)
-class Through:
+class PassThroughBlob:
     """A blob without space in the cache: verified on its way, its last byte held back."""
 
     body: SourcesBody
@@ -186,4 +186,4 @@ class Through:
         await self.body.aclose()
 
 
-Blob = Local | Small | Live | Through
+Blob = LocalBlob | SmallBlob | LiveBlob | PassThroughBlob

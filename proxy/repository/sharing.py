@@ -44,7 +44,7 @@ class Sharing(Protocol):
         """Open a check; a result of another replica is not older than ``max_age``."""
 
 
-class OwnCheck:
+class LocalCheck:
     """A check by the only replica."""
 
     known = None
@@ -63,7 +63,7 @@ class OwnCheck:
         """Do nothing: there are no other replicas."""
 
 
-class Alone:
+class NoSharing:
     """The ``Sharing`` of a single machine, and of upstreams with ``credentials: caller``."""
 
     def __init__(self, records: Tags) -> None:
@@ -76,7 +76,7 @@ class Alone:
     @asynccontextmanager
     async def check(self, target: Target, tag: Tag, max_age: MaxAge) -> AsyncIterator[Check]:
         """Open a check."""
-        yield OwnCheck(self._records, target, tag)
+        yield LocalCheck(self._records, target, tag)
 
 
 def refuse_absent(check: Check, target: Target, tag: Tag) -> None:

@@ -13,7 +13,7 @@ from proxy.core.errors import Overloaded, StorageError, is_disk_error
 from proxy.core.names import Digest, Target, matches
 from proxy.core.policy import CacheDirective
 from proxy.repository.blobs import Blobs
-from proxy.repository.results import Blob, Local, Small
+from proxy.repository.results import Blob, LocalBlob, SmallBlob
 from proxy.runtime.executors import in_thread
 from proxy.storage.disk import DiskBlob
 
@@ -28,11 +28,11 @@ class SmallBlobs:
         self._blobs = blobs
         self._content = content
         self._largest = min(ram_bytes, largest)
-        self._ram: LRUCache[Digest, Small] = LRUCache(
+        self._ram: LRUCache[Digest, SmallBlob] = LRUCache(
             ram_bytes, lambda small: len(small.body) + _EACH
         )
 
-    def in_ram(self, digest: Digest) -> Small | None:
+    def in_ram(self, digest: Digest) -> SmallBlob | None:
         """Return a blob from RAM; the caller checks whether it may be served."""
         return self._ram.get(digest)
 
@@ -48,27 +48,27 @@ class SmallBlobs:
                 self._ram.pop(digest, None)
         while True:
             blob = await self._blobs.get(target, digest, directive)
-            if not isinstance(blob, Local) or blob.size > self._largest:
+            if not isinstance(blob, LocalBlob) or blob.size > self._largest:
                 return blob
-            small = await self._keep(digest, blob.blob)
+            small = await self._cache_small(digest, blob.blob)
             if small is not None:
                 return small
 
-    async def _keep(self, digest: Digest, file: DiskBlob) -> Small | None:
+    async def _cache_small(self, digest: Digest, file: DiskBlob) -> SmallBlob | None:
         """Read a blob into RAM and close its file. A wrong one is dropped, and None returned."""
         try:
             body = await in_thread(lambda: file.read(0, file.size))
         except StorageError as error:
             if not is_disk_error(error):
                 raise Overloaded(f"{digest} cannot be read now: {error}") from error
-            self._content.faults.trouble(error)
+            self._content.faults.count_error(error)
             body = b""
         finally:
             file.close()
         if not matches(digest, body):
             await self._content.faults.drop(digest, reason="its bytes have changed")
             return None
-        small = Small(body)
+        small = SmallBlob(body)
         if len(body) + _EACH <= self._ram.maxsize:
             self._ram[digest] = small
         return small

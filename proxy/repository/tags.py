@@ -21,21 +21,21 @@ from proxy.core.records import TagRecord
 from proxy.repository.cool_downs import CoolDowns
 from proxy.repository.history import History
 from proxy.repository.manifests import Manifests
-from proxy.repository.pointed import (
+from proxy.repository.resolved_tags import (
     DELETED_WARNING,
     FAILED_WARNING,
     FALLBACK_WARNING,
     PARTIAL_WARNING,
     SCARCE_WARNING,
-    Pointed,
     Refreshed,
+    ResolvedTag,
     described,
     instead_of,
     require_confirmation,
     tag_in_fallback,
 )
-from proxy.repository.results import Described, Forward, Manifest
-from proxy.repository.sharing import Alone, Check, Sharing, refuse_absent, say_gone
+from proxy.repository.results import Forward, Manifest, ManifestHead
+from proxy.repository.sharing import Check, NoSharing, Sharing, refuse_absent, say_gone
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 
@@ -64,7 +64,7 @@ class Tags:
         self.cool_downs: Final = cool_downs
         self.past: Final = History(content, sources)
         self._patience = patience
-        self._alone = Alone(content.tags)
+        self._alone = NoSharing(content.tags)
         self._sharing = sharing or self._alone
         self._finds: SingleFlight[TagRecord | None] = SingleFlight("find tag")
         self._fetches: SingleFlight[Manifest] = SingleFlight("fetch tag")
@@ -108,7 +108,7 @@ class Tags:
         return replace(manifest, held_until=served.held_until)
 
     async def _image(
-        self, target: Target, tag: Tag, found: Pointed, directive: CacheDirective
+        self, target: Target, tag: Tag, found: ResolvedTag, directive: CacheDirective
     ) -> Manifest:
         """Return a resolved tag's manifest, by tag if upstream no longer has the digest."""
         try:
@@ -147,7 +147,7 @@ class Tags:
                     return manifest
             return await self._manifests.get(target, newest.descriptor.digest, CacheDirective.ANY)
 
-    async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> Described:
+    async def head(self, target: Target, tag: Tag, directive: CacheDirective) -> ManifestHead:
         """Return the descriptor of a tag; upstream gets no GET. Raises ``RegistryError``."""
         if (digest := await self.past.configured(target, tag)) is not None:
             return await self._manifests.head(target, digest, directive)
@@ -158,7 +158,7 @@ class Tags:
                 max_age = self._max_age(target, tag, directive)
                 known = await self._check(target, tag, None, max_age)
                 served = await self.cool_downs.served(target, tag, known)
-                found = Pointed(known, served, Outcome.MISS, None)
+                found = ResolvedTag(known, served, Outcome.MISS, None)
             except UpstreamFailure as error:
                 found = await self._from_fallback(target, tag, error)
         if isinstance(found, Manifest):
@@ -166,8 +166,8 @@ class Tags:
         return await self._described(target, tag, found, directive)
 
     async def _described(
-        self, target: Target, tag: Tag, found: Pointed, directive: CacheDirective
-    ) -> Described:
+        self, target: Target, tag: Tag, found: ResolvedTag, directive: CacheDirective
+    ) -> ManifestHead:
         descriptor, served = found.record.descriptor, found.served
         self._content.touch(served.digest)
         if found.is_held_back:
@@ -176,7 +176,7 @@ class Tags:
             held = await self._manifests.get(target, descriptor.digest, directive)
             descriptor = held.descriptor
         until = served.held_until
-        return Described(descriptor, found.outcome, None, found.fresh, found.forward, until)
+        return ManifestHead(descriptor, found.outcome, None, found.fresh, found.forward, until)
 
     async def refresh(self, target: Target, tag: Tag, max_age: float = 0.0) -> Refreshed:
         """Check a tag at upstream now. Raises ``RegistryError``.
@@ -206,7 +206,7 @@ class Tags:
 
     async def _resolve(
         self, target: Target, tag: Tag, directive: CacheDirective
-    ) -> Pointed | Manifest | None:
+    ) -> ResolvedTag | Manifest | None:
         """Return the resolved tag, a stale manifest if upstream fails, or None if unknown."""
         if directive is CacheDirective.REVALIDATE:
             await self._manifests.absences.forget(target, tag)
@@ -226,7 +226,9 @@ class Tags:
                 if is_stale := action is Action.SERVE_THEN_CHECK:
                     self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
                 served = await self.cool_downs.served(target, tag, record)
-                return Pointed(record, served, Outcome.STALE if is_stale else Outcome.HIT, fresh)
+                return ResolvedTag(
+                    record, served, Outcome.STALE if is_stale else Outcome.HIT, fresh
+                )
             case Action.CHECK:
                 try:
                     max_age = self._max_age(target, tag, directive)
@@ -236,7 +238,7 @@ class Tags:
                 if (copy := await self._copy_if_scarce(target, tag, record, checked)) is not None:
                     return replace(copy, forward=Forward(200))
                 served = await self.cool_downs.served(target, tag, checked)
-                return Pointed(checked, served, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
+                return ResolvedTag(checked, served, Outcome.REVALIDATED, rule.tag_ttl, Forward(200))
             case _:
                 assert_never(action)
 
@@ -261,7 +263,7 @@ class Tags:
         if record is None:
             raise error
         digest = (await self.cool_downs.served(target, tag, record)).digest
-        await self._manifests.copy_from_elsewhere(target, digest, CacheDirective.ANY)
+        await self._manifests.copy_from_other_source(target, digest, CacheDirective.ANY)
         copy = await self._manifests.last_good(target, [digest], FALLBACK_WARNING)
         return instead_of(error, copy)
 

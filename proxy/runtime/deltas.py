@@ -16,10 +16,10 @@ Counts = dict[str, Any]
 _Counters = UpstreamCounters | CacheCounters
 
 
-def taken(metrics: Metrics) -> Counts:
+def drain(metrics: Metrics) -> Counts:
     """Return the counts by upstream and for the cache, and reset them."""
-    by_upstream = {name: _taken(counters) for name, counters in metrics.upstreams.items()}
-    cache = _taken(metrics.cache)
+    by_upstream = {name: _drain(counters) for name, counters in metrics.upstreams.items()}
+    cache = _drain(metrics.cache)
     more = {"cache": cache, "tally": metrics.tally.to_json()}
     return {"upstreams": {name: counts for name, counts in by_upstream.items() if counts}} | {
         name: counts for name, counts in more.items() if counts
@@ -27,14 +27,14 @@ def taken(metrics: Metrics) -> Counts:
 
 
 def add(metrics: Metrics, counts: Counts) -> None:
-    """Add the result of ``taken`` from another process."""
+    """Add the result of ``drain`` from another process."""
     for name, of_upstream in counts["upstreams"].items():
         _add(metrics.add(name), of_upstream)
     _add(metrics.cache, counts.get("cache", {}))
     metrics.tally.add_json(counts.get("tally"))
 
 
-def _taken(counters: _Counters) -> Counts:
+def _drain(counters: _Counters) -> Counts:
     found: Counts = {}
     for each in fields(counters):
         value = getattr(counters, each.name)
@@ -46,12 +46,12 @@ def _taken(counters: _Counters) -> Counts:
                 found[each.name] = counted
                 for key in value:
                     value[key] = 0
-        elif isinstance(value, dict) and (observed := _taken_histograms(value)):
+        elif isinstance(value, dict) and (observed := _drain_histograms(value)):
             found[each.name] = observed
     return found
 
 
-def _taken_histograms(histograms: dict[Any, Histogram]) -> Counts:
+def _drain_histograms(histograms: dict[Any, Histogram]) -> Counts:
     found: Counts = {}
     for key, histogram in histograms.items():
         if any(histogram.counts):

@@ -68,7 +68,7 @@ class Emitter(Protocol):
         """Return True if a subscriber wants events of this kind: ask before costly ones."""
 
 
-class _Unheard:
+class _NullEmitter:
     """Discards events."""
 
     def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
@@ -80,7 +80,7 @@ class _Unheard:
         return False
 
 
-UNHEARD: Final[Emitter] = _Unheard()
+NULL_EMITTER: Final[Emitter] = _NullEmitter()
 """The default emitter."""
 
 
@@ -121,7 +121,7 @@ class Subscription:
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
 
-    def taken(self) -> list[Event]:
+    def drain(self) -> list[Event]:
         """Return the queued events, and empty the queue."""
         taken = [*self._queue]
         self._queue.clear()

@@ -68,15 +68,15 @@ _EXECUTORS: Final = {
 
 async def in_thread(work: Callable[[], Result], pool: Pool = Pool.READ) -> Result:
     """Return the result of blocking ``work``; a cancellation is raised once the thread ended."""
-    return await to_its_end(_run(work, pool))
+    return await run_to_completion(_run(work, pool))
 
 
-async def by_size(size: int, work: Callable[[], Result]) -> Result:
+async def in_thread_if_large(size: int, work: Callable[[], Result]) -> Result:
     """Return the result of ``work``, which computes from ``size`` bytes: large ones in a thread."""
     return work() if size <= LARGE else await in_thread(work, Pool.COMPUTE)
 
 
-async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
+async def run_to_completion(work: Coroutine[Any, Any, Result]) -> Result:
     """Return the result of ``work``; a cancellation is raised once it has ended."""
     task = asyncio.ensure_future(work)
     try:
@@ -95,7 +95,7 @@ def start_in_thread(work: Callable[[], Result], pool: Pool) -> asyncio.Future[Re
     return asyncio.get_running_loop().run_in_executor(_EXECUTORS[pool], work)
 
 
-def start_apart(work: Callable[[], Result], name: str) -> "Future[Result]":
+def start_detached(work: Callable[[], Result], name: str) -> "Future[Result]":
     """Start ``work`` that may never return, in a thread that does not delay the process's exit.
 
     It must not use what its caller may close.

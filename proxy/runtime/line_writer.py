@@ -58,7 +58,7 @@ class Sink(Protocol[Item_contra]):
 class LineWriter(Generic[Item]):
     """Lines on their way to ``sink``.
 
-    ``lost`` creates an item with the number of missing lines. ``on_trouble`` is called in the
+    ``lost`` creates an item with the number of missing lines. ``on_error`` is called in the
     thread, with the reason for each failed attempt, and with None once writing works again.
     """
 
@@ -68,16 +68,16 @@ class LineWriter(Generic[Item]):
         *,
         lost: Callable[[int], Item],
         on_lost: Callable[[], None],
-        on_trouble: Callable[[str | None], None],
+        on_error: Callable[[str | None], None],
     ) -> None:
         self._sink = sink
         self._next: Sink[Item] | None = None
         self._lost_item = lost
         self._on_lost = on_lost
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._pending: deque[Item] = deque()
         self._missing = 0
-        self._trouble: str | None = None
+        self._problem: str | None = None
         self._logged = 0.0
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -104,10 +104,10 @@ class LineWriter(Generic[Item]):
         """Callers should wait for room before they cause more items."""
         return len(self._pending) >= MAX_PENDING * NEARLY_FULL
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait for room, for a moment; not at all while nothing can be written anyway."""
         for _ in range(int(ROOM_SECONDS / COLLECT_SECONDS)):
-            if not self.is_nearly_full or self._trouble is not None:
+            if not self.is_nearly_full or self._problem is not None:
                 return
             await asyncio.sleep(COLLECT_SECONDS)
 
@@ -124,7 +124,7 @@ class LineWriter(Generic[Item]):
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
         if not self._pending:
             return
-        log.error("lines were not written", lines=len(self._pending), reason=self._trouble)
+        log.error("lines were not written", lines=len(self._pending), reason=self._problem)
         for item in list(self._pending):
             last.write([last.render(item)])
 
@@ -153,10 +153,10 @@ class LineWriter(Generic[Item]):
         except Exception as error:  # the thread must never end: lines would be lost silently
             self._report(getattr(error, "strerror", None) or str(error))
             return False
-        if self._trouble is not None:
+        if self._problem is not None:
             log.warning("lines are written again")
-            self._trouble = None
-            self._on_trouble(None)
+            self._problem = None
+            self._on_error(None)
         return True
 
     def _change_sink(self) -> None:
@@ -185,8 +185,8 @@ class LineWriter(Generic[Item]):
 
     def _report(self, reason: str) -> None:
         now = time.monotonic()
-        if reason != self._trouble or now - self._logged >= REPEAT_SECONDS:
+        if reason != self._problem or now - self._logged >= REPEAT_SECONDS:
             log.error("lines cannot be written", reason=reason, waiting=len(self._pending))
             self._logged = now
-        self._trouble = reason
-        self._on_trouble(reason)
+        self._problem = reason
+        self._on_error(reason)

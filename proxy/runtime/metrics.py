@@ -258,7 +258,7 @@ class CacheCounters:
         name="access_decisions",
     )
 
-    def storage_trouble(self) -> None:
+    def count_storage_error(self) -> None:
         """Count one disk error."""
         self.storage_errors += 1
 

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import CLIENT_KEY
 
 Value = TypeVar("Value")
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ class SingleFlight(Generic[Value]):
     def _task(
         self, key: object, work: Callable[[], Coroutine[Any, Any, Value]]
     ) -> "asyncio.Task[Value]":
-        shared = BEHALF.get(), key
+        shared = CLIENT_KEY.get(), key
         task = self._running.get(shared)
         if task is None:
             task = asyncio.create_task(work(), name=f"{self._name} {key}")
@@ -50,7 +50,7 @@ class SingleFlight(Generic[Value]):
 
     def is_running(self, key: object) -> bool:
         """Return True if work for ``key`` is in progress."""
-        return (BEHALF.get(), key) in self._running
+        return (CLIENT_KEY.get(), key) in self._running
 
     async def close(self) -> None:
         """Cancel all tasks and wait until they have ended."""

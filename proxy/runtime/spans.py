@@ -32,7 +32,7 @@ class Span(Protocol):
     def fail(self, reason: str) -> None:
         """Mark the work as failed."""
 
-    def below(
+    def child(
         self, name: str, kind: Kind, attributes: Attributes
     ) -> AbstractContextManager["Span"]:
         """Return the span of a part of this work."""
@@ -70,13 +70,13 @@ def current(span: Span) -> Iterator[Span]:
 
 
 @contextmanager
-def part(name: str, kind: Kind, attributes: Attributes) -> Iterator[Span | None]:
+def child_span(name: str, kind: Kind, attributes: Attributes) -> Iterator[Span | None]:
     """Yield a child of the current span, None without one. An exception marks it as failed."""
     above = _current.get()
     if above is None:
         yield None
         return
-    with above.below(name, kind, attributes) as span, current(span):
+    with above.child(name, kind, attributes) as span, current(span):
         try:
             yield span
         except Exception as error:

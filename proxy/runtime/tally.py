@@ -24,14 +24,14 @@ class Tally:
         if key in self.counts or len(self.counts) < MAX_KEYS:
             self.counts[key] += amount
 
-    def taken(self) -> Counter[Key]:
+    def drain(self) -> Counter[Key]:
         """Return the counts, and begin at zero."""
         counts, self.counts = self.counts, Counter()
         return counts
 
     def to_json(self) -> list[list[Any]]:
         """Return the counts as JSON values, and begin at zero."""
-        return [[*target, ref, count] for (target, ref), count in self.taken().items() if count]
+        return [[*target, ref, count] for (target, ref), count in self.drain().items() if count]
 
     def add_json(self, rows: object) -> None:
         """Add what ``to_json`` returned in another process."""

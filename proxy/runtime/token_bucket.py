@@ -30,7 +30,7 @@ class TokenBucket:
         self._refill(now)
         return max(0.0, (count - self._tokens) / self._rate)
 
-    def give_back(self, count: float) -> None:
+    def refund(self, count: float) -> None:
         """Return tokens that were taken and not used."""
         self._tokens = min(self._burst, self._tokens + count)
 

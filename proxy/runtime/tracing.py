@@ -88,7 +88,7 @@ class _Span:
         self._span.set_status(trace.StatusCode.ERROR)
 
     @contextmanager
-    def below(self, name: str, kind: Kind, attributes: Attributes) -> Iterator[spans.Span]:
+    def child(self, name: str, kind: Kind, attributes: Attributes) -> Iterator[spans.Span]:
         above = trace.set_span_in_context(self._span)
         begun = self._tracer.start_span(name, above, _KINDS[kind])
         span = _Span(self._tracer, begun, propagates=self._propagates)

@@ -29,7 +29,7 @@ from proxy.core.errors import StorageUnavailable
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import BlobRecord, disk_bytes
 from proxy.core.selection import Selector
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 from proxy.services.oci_index import Layout, wrapper_of
 
 LOAD_SECONDS: Final = 60.0
@@ -116,7 +116,7 @@ class Dropper:
                 pins, plan = self._pins.revision, await self._planned(selector)
                 if pins == self._pins.revision:  # else an image may have been pinned meanwhile
                     break
-            await to_its_end(self._carry_out(plan))
+            await run_to_completion(self._carry_out(plan))
         async for event in _events(plan, selector):
             yield event
 
@@ -191,7 +191,7 @@ class Dropper:
             below |= await self._below(digest for digest in part if digest not in below)
         listed: set[Digest] = set()
         async for part in _parts(below):
-            listed |= await self._content.graph.listed_besides(part, below.keys())
+            listed |= await self._content.graph.listed_by_others(part, below.keys())
         named: set[Digest] = set()
         async for part in _parts(chain.from_iterable(plan.others.values())):
             named.update(part)
@@ -275,7 +275,7 @@ class Dropper:
         for target, digests in plan.links.items():
             async for part in _parts(digests):
                 await self._unlink(target, part)
-        await self._layout.keep()
+        await self._layout.publish_if_changed()
         await self._discard(list(plan.wrappers))  # last: until now index.json may have named them
 
     async def _drop_images(

@@ -98,7 +98,7 @@ class Expansion:
                 found.notes.append(f"{upstream} is offline; {_ONLY_KNOWN}")
                 continue
             try:
-                async for target in self._catalogue(upstream):
+                async for target in self._catalog(upstream):
                     if selector.covers(target):
                         targets.add(target)
             except RegistryError as error:
@@ -113,7 +113,7 @@ class Expansion:
         first = name.partition("/")[0]
         yield from (one for one in self._sources if is_pattern(first) or one == first)
 
-    async def _catalogue(self, upstream: str) -> AsyncIterator[Target]:
+    async def _catalog(self, upstream: str) -> AsyncIterator[Target]:
         """Yield a registry's repositories. Raises ``RegistryError``."""
         query: dict[str, str] = {}
         count = 0

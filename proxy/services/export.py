@@ -14,7 +14,7 @@ from proxy.core.records import BlobRecord, Child, Descriptor, TagHistoryEntry, T
 from proxy.core.selection import Selector
 from proxy.repository.cool_downs import CoolDowns, Served
 from proxy.repository.referrers import fallback_tag
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.services.bundle.contents import BundledBlob, BundledTag, Contents
 from proxy.services.inventory import State, weigh
 from proxy.services.pull import ATTACHED, Platforms
@@ -198,7 +198,7 @@ class Exporter:
             return whole or [*listed]
         body = await self._content.read(record.digest) or b""
         children = [Child(one, 0) for one in listed]
-        chosen = await by_size(len(body), lambda: platforms.choose(body, children))
+        chosen = await in_thread_if_large(len(body), lambda: platforms.choose(body, children))
         if chosen.problem is not None:
             found.problems.append(f"{name}: {chosen.problem}")
         return [child.digest for child in chosen.images]

@@ -30,7 +30,7 @@ from proxy.core.errors import (
 from proxy.core.names import Digest, Repo, Target, matches, sha256
 from proxy.core.records import Descriptor, ImageSet, disk_bytes
 from proxy.core.units import show_size
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.services.bundle.contents import BundledBlob, Contents
 from proxy.services.imports import NOTE, Imports
 
@@ -98,7 +98,7 @@ class Importer:
             return None
         return (
             f"all of it needs {show_size(needed)} in the cache, which has room for "
-            f"{show_size(max(0, room))}: {evictor.bound}, storage.high_mark is "
+            f"{show_size(max(0, room))}: {evictor.limit_reason}, storage.high_mark is "
             f"{evictor.quota.high_mark:.0%}, and other images that are pinned or in use take "
             f"{show_size(kept)}"
         )
@@ -160,7 +160,7 @@ class Importer:
                 try:
                     await writer.prove()
                 except ContentMismatch as error:
-                    self._content.faults.mismatched(error, None, blob.digest, "bundle")
+                    self._content.faults.report_mismatch(error, None, blob.digest, "bundle")
                     raise
                 if await writer.store(is_public=False):
                     self._arrived(blob, started)
@@ -176,17 +176,17 @@ class Importer:
             _counted(blob, len(body))
         _complete(blob, len(body))
         content = bytes(body)
-        if not await by_size(len(content), lambda: matches(blob.digest, content)):
+        if not await in_thread_if_large(len(content), lambda: matches(blob.digest, content)):
             error = ContentMismatch(f"the bundle: the content does not match {blob.digest}")
             error.found = sha256(content)
-            self._content.faults.mismatched(error, None, blob.digest, "bundle")
+            self._content.faults.report_mismatch(error, None, blob.digest, "bundle")
             raise error
-        parsed = await by_size(len(content), lambda: manifests.read(content))
+        parsed = await in_thread_if_large(len(content), lambda: manifests.read(content))
         descriptor = Descriptor(media_type, blob.digest, blob.size)
-        if await self._content.keep(descriptor, content, parsed.listed):
+        if await self._content.store_manifest(descriptor, content, parsed.listed):
             self._arrived(blob, started)
         if not await self._content.holds(blob.digest):
-            bound = self._content.evictor.bound
+            bound = self._content.evictor.limit_reason
             raise StorageUnavailable(
                 f"{blob.digest} cannot be stored: no room ({bound}), or the disk fails"
             )
@@ -249,7 +249,7 @@ class Importer:
                 if media_type is None:
                     continue
                 body = await self._content.read(digest) or b""
-                parsed = await by_size(len(body), partial(manifests.read, body))
+                parsed = await in_thread_if_large(len(body), partial(manifests.read, body))
                 if parsed.subject is not None:
                     entry = parsed.subject.entry(Descriptor(media_type, digest, len(body)))
                     found.append((target, parsed.subject.digest, entry))

@@ -20,7 +20,7 @@ MAX_LOST: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class MissingPiece:
     """Missing content of an image. ``media_type`` is None for a blob, "" for an unknown type."""
 
     digest: Digest
@@ -29,7 +29,7 @@ class Piece:
     images: list[str]
 
 
-class Lost:
+class LostContent:
     """Quarantined content that was not fetched again: its media types, None for a blob."""
 
     def __init__(self, noted: object) -> None:
@@ -68,7 +68,7 @@ class Lost:
             self.types[digest] = media_type
 
 
-async def find(content: Content, lost: Lost, pinned: Iterable[Digest]) -> list[Piece]:
+async def find(content: Content, lost: LostContent, pinned: Iterable[Digest]) -> list[MissingPiece]:
     """Return the pieces that images need and the cache does not have.
 
     Drops records of lost content that is held again or that no image needs.
@@ -82,12 +82,12 @@ async def find(content: Content, lost: Lost, pinned: Iterable[Digest]) -> list[P
             lost.discard(digest)
             continue
         kind = media_type if media_type is not None else await _kind(content, digest)
-        pieces[digest] = Piece(digest, kind, "it was set aside and is missing", images)
+        pieces[digest] = MissingPiece(digest, kind, "it was set aside and is missing", images)
     for root in pinned:
         async for digest, kind in _lacking(content, root):
             if digest not in pieces:
                 images = await broken_by(content, digest)
-                pieces[digest] = Piece(digest, kind, "a pinned image lacks it", images)
+                pieces[digest] = MissingPiece(digest, kind, "a pinned image lacks it", images)
     return list(pieces.values())
 
 

@@ -27,7 +27,7 @@ from proxy.runtime.executors import Pool, in_thread
 PINS: Final = "dev.millpond.pins"
 
 PUBLISH_SECONDS: Final = 5.0
-REST: Final = 20.0
+PAUSE_FACTOR: Final = 20.0
 """The pause after a write, as a multiple of the write's duration."""
 
 _SLICE: Final = 100
@@ -74,7 +74,7 @@ class Layout:
             listed = iter(())
         except OSError as error:
             self._is_unreadable = True
-            self._content.faults.trouble(StorageError(f"reading index.json: {error}"))
+            self._content.faults.count_error(StorageError(f"reading index.json: {error}"))
             return
         learnt, foreign = 0, list[object]()
         for count, entry in enumerate(listed):
@@ -87,13 +87,13 @@ class Layout:
                 and named.tag is not None
                 and f"{named.target}:{named.tag}" not in known
             ):
-                learnt += await self._learn(named.target, named.tag, named.descriptor)
+                learnt += await self._restore_tag(named.target, named.tag, named.descriptor)
         if learnt:
             log.warning("tags found in index.json that the index had lost", tags=learnt)
         self._foreign = foreign
         self._loaded.set()
 
-    async def _learn(self, target: Target, tag: Tag, descriptor: Descriptor) -> bool:
+    async def _restore_tag(self, target: Target, tag: Tag, descriptor: Descriptor) -> bool:
         """Record a tag as never checked, unless it was pulled meanwhile; return if it was not."""
         if await self._content.tags.get(target, tag) is not None:
             return False
@@ -114,10 +114,10 @@ class Layout:
                 await self.load()
         while True:
             started = time.monotonic()
-            await self.keep()
-            await asyncio.sleep(max(PUBLISH_SECONDS, REST * (time.monotonic() - started)))
+            await self.publish_if_changed()
+            await asyncio.sleep(max(PUBLISH_SECONDS, PAUSE_FACTOR * (time.monotonic() - started)))
 
-    async def keep(self) -> None:
+    async def publish_if_changed(self) -> None:
         """Write ``index.json`` if its content has changed, once the last one has been read."""
         async with self._keeping:  # two that write at once take each other's temporary file
             inputs = self._content.revision, self._pins()
@@ -140,7 +140,7 @@ class Layout:
         try:
             await in_thread(lambda: self._file.write_index(content), Pool.SYNC)
         except OSError as error:
-            self._content.faults.trouble(StorageError(f"writing index.json: {error}"))
+            self._content.faults.count_error(StorageError(f"writing index.json: {error}"))
             return False
         return True
 
@@ -163,7 +163,7 @@ class Layout:
         if made is None:
             return b""
         if made.wrapper is not None and await self._content.record(made.wrapper.digest) is None:
-            await self._content.keep(made.wrapper, made.wrapper_body)
+            await self._content.store_manifest(made.wrapper, made.wrapper_body)
         return json.dumps(made.document).encode() + NEXT
 
 

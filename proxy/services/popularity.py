@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class Popular:
+class ImagePulls:
     """Pulls and bytes of one image; ``last_pull`` in Unix seconds."""
 
     name: str
@@ -46,7 +46,7 @@ class Popularity:
     def __init__(self, content: Content, tally: Tally) -> None:
         self._content = content
         self._tally = tally
-        self._images: dict[str, Popular] = {}
+        self._images: dict[str, ImagePulls] = {}
         self._folding = asyncio.Lock()
         self._is_loaded = False
         self._has_changed = False
@@ -58,15 +58,15 @@ class Popularity:
             await self.fold()
             if abs((now := self._content.clock()) - kept) >= KEEP_SECONDS:
                 kept = now
-                await self._keep()
+                await self._save()
             await asyncio.sleep(FOLD_SECONDS)
 
     async def close(self) -> None:
         """Count and store the pulls until now."""
         await self.fold()
-        await self._keep()
+        await self._save()
 
-    def top(self, by: str, limit: int) -> list[Popular]:
+    def top(self, by: str, limit: int) -> list[ImagePulls]:
         """Return the images with the most ``pulls`` or ``bytes``."""
         images = [one for one in self._images.values() if getattr(one, by)]
         return sorted(images, key=lambda one: (-getattr(one, by), one.name))[:limit]
@@ -80,7 +80,7 @@ class Popularity:
         """Count the pulls and bytes since the last call."""
         async with self._folding:
             await self._load()
-            counts = self._tally.taken()
+            counts = self._tally.drain()
             if not counts:
                 return
             self._has_changed = True
@@ -96,7 +96,7 @@ class Popularity:
         for (target, ref), count in counts.items():
             name = await self._name(target, ref) if ref else None
             if name is not None:
-                image = self._images.setdefault(name, Popular(name))
+                image = self._images.setdefault(name, ImagePulls(name))
                 image.pulls += count
                 image.last_pull = now
                 pulls[target][name] += count
@@ -146,9 +146,9 @@ class Popularity:
         for row in noted:
             match row:
                 case [str(name), int(pulls), int(size), int() | float() as last_pull]:
-                    self._images[name] = Popular(name, pulls, size, last_pull)
+                    self._images[name] = ImagePulls(name, pulls, size, last_pull)
 
-    async def _keep(self) -> None:
+    async def _save(self) -> None:
         if not (self._is_loaded and self._has_changed):
             return
         self._has_changed = False

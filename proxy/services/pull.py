@@ -30,11 +30,11 @@ from proxy.repository import Cache
 from proxy.repository.origins import Origin
 from proxy.repository.referrers import fallback_tag
 from proxy.repository.results import Manifest
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.supervisor import running_beside
 
-AT_ONCE: Final = 4
+CONCURRENCY: Final = 4
 """Blobs of all pulls that are fetched at the same time: clients must still get slots."""
 
 REPORT_SECONDS: Final = 0.5
@@ -97,7 +97,7 @@ def _is(name: str, wanted: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PullOptions:
     """The images to fetch, by platform, and whether to fetch referrers.
 
     ``is_dry`` fetches only manifests, and reports the bytes of blobs that are not held.
@@ -120,7 +120,7 @@ class _Pull:
     """One pull and its progress: ``sizes`` of the selected blobs, and those that have ``ended``."""
 
     target: Target
-    wanted: Wanted
+    wanted: PullOptions
     sizes: dict[Digest, int] = field(default_factory=dict)
     ended: set[Digest] = field(default_factory=set)
     held: set[Digest] = field(default_factory=set)
@@ -143,14 +143,14 @@ class Puller:
         self._content = content
         self._sources = sources
         self._downloads = downloads
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(CONCURRENCY)
         self._is_stopping = False
 
     def stop(self) -> None:
         """End all pulls soon: their events end without ``done``."""
         self._is_stopping = True
 
-    async def run(self, image: Image, wanted: Wanted) -> AsyncGenerator[Event]:
+    async def run(self, image: Image, wanted: PullOptions) -> AsyncGenerator[Event]:
         """Pull an image; yield the progress, the failures, and the totals.
 
         The pull ends when the caller stops reading; downloads that have begun continue. Without
@@ -181,7 +181,7 @@ class Puller:
             "warning": pull.warning,
         }
 
-    async def outcome(self, image: Image, wanted: Wanted) -> Pulled:
+    async def outcome(self, image: Image, wanted: PullOptions) -> Pulled:
         """Pull an image to the end; return the outcome. Raises ``RequestInvalid`` as ``run``."""
         problems: list[str] = []
         pulled: Pulled | None = None
@@ -248,7 +248,11 @@ class Puller:
             if listed is None:
                 raise ManifestUnknown("the content that it lists is not understood")
             choose = partial(pull.wanted.platforms.choose, manifest.body, listed.manifests)
-            chosen = await by_size(len(manifest.body), choose) if listed.manifests else Selected([])
+            chosen = (
+                await in_thread_if_large(len(manifest.body), choose)
+                if listed.manifests
+                else Selected([])
+            )
         except RegistryError as error:
             _miss(pull, digest, error.message)
             return []

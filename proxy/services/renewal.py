@@ -14,10 +14,10 @@ from proxy.core.platforms import own_platform, platform_name
 from proxy.core.tolerant_json import as_list, read_object
 from proxy.repository import Cache
 from proxy.runtime.metrics import CacheCounters
-from proxy.services.choices import Choices
 from proxy.services.inventory import State, weigh
-from proxy.services.pull import Platforms, Puller, Wanted
+from proxy.services.pull import Platforms, Puller, PullOptions
 from proxy.services.tag_queue import TagQueue
+from proxy.services.update_rules import UpdateRules
 
 FETCHES: Final = 2
 """Images that are fetched at the same time; few, because clients come first."""
@@ -27,7 +27,7 @@ _MAX_KNOWN: Final = 50_000
 log = structlog.get_logger(__name__)
 
 
-class Found(StrEnum):
+class CheckResult(StrEnum):
     """The outcome of a check."""
 
     MOVED = "moved"
@@ -54,13 +54,13 @@ class Renewal:
     """
 
     def __init__(
-        self, cache: Cache, puller: Puller, choices: Choices, counters: CacheCounters
+        self, cache: Cache, puller: Puller, rules: UpdateRules, counters: CacheCounters
     ) -> None:
         self._tags, self._manifests = cache.tags, cache.manifests
         cool_downs = cache.tags.cool_downs
         self._content, self._sources = cool_downs.content, cool_downs.sources
         self._puller = puller
-        self._choices = choices
+        self._rules = rules
         self._counters = counters
         self._fetches = TagQueue(self._fetch, concurrency=FETCHES, pause=0.0)
         self._kept: LRUCache[tuple[Target, Tag], Digest] = LRUCache(_MAX_KNOWN)
@@ -72,7 +72,7 @@ class Renewal:
         """Fetch images until cancelled."""
         await self._fetches.run()
 
-    async def check(self, target: Target, tag: Tag, max_age: float = 0.0) -> Found:
+    async def check(self, target: Target, tag: Tag, max_age: float = 0.0) -> CheckResult:
         """Check a tag, and queue its image to be fetched if it is chosen and not held yet.
 
         A check by this or another replica counts for ``max_age`` seconds. Raises nothing.
@@ -80,44 +80,44 @@ class Renewal:
         try:
             found = await self._check(target, tag, max_age)
         except HeldBack:
-            return Found.HELD_BACK
+            return CheckResult.HELD_BACK
         except NotFound:
-            return Found.GONE
+            return CheckResult.GONE
         except RegistryError as error:
             if (source := self._sources.get(target.upstream)) is not None:
                 source.upstream.failures.report(error, "nothing: this was a check ahead of clients")
-            return Found.FAILED
-        if found in (Found.MOVED, Found.UNCHANGED, Found.FRESH):
+            return CheckResult.FAILED
+        if found in (CheckResult.MOVED, CheckResult.UNCHANGED, CheckResult.FRESH):
             await self._want(target, tag)
         return found
 
     async def is_wanted(self, target: Target, tag: Tag) -> bool:
         """Return True for a tag that is known here, or chosen."""
-        if self._choices.of(target, tag) is not None:
+        if self._rules.of(target, tag) is not None:
             return True
         return await self._content.tags.get(target, tag) is not None
 
-    async def _check(self, target: Target, tag: Tag, max_age: float) -> Found:
+    async def _check(self, target: Target, tag: Tag, max_age: float) -> CheckResult:
         """Check a tag. Raises ``RegistryError``."""
         source = self._sources[target.upstream]
         if source.rule.offline or source.callers is not None:
-            return Found.SKIPPED
+            return CheckResult.SKIPPED
         record = await self._content.tags.get(target, tag)
         if record is not None and 0 <= self._content.clock() - record.checked_at < max_age:
-            return Found.FRESH
+            return CheckResult.FRESH
         if max_age and source.is_scarce:
-            return Found.DEFERRED
+            return CheckResult.DEFERRED
         found = await self._tags.refresh(target, tag, max_age)
         if not found.is_recorded:
-            return Found.DEFERRED
+            return CheckResult.DEFERRED
         if found.before == found.now:
-            return Found.UNCHANGED
+            return CheckResult.UNCHANGED
         log.info("a tag moved", image=f"{target}:{tag}", before=found.before, digest=found.now)
-        return Found.MOVED
+        return CheckResult.MOVED
 
     async def _want(self, target: Target, tag: Tag) -> None:
         """Queue a chosen image to be fetched; if the queue is full, the next check tries again."""
-        if self._choices.of(target, tag) is None:
+        if self._rules.of(target, tag) is None:
             return
         with suppress(RegistryError):
             digest = await self._served(target, tag)
@@ -152,14 +152,14 @@ class Renewal:
 
         Raises ``RegistryError`` if the image is not complete then.
         """
-        choice, digest = self._choices.of(target, tag), await self._served(target, tag)
-        if choice is None or digest is None:
+        options, digest = self._rules.of(target, tag), await self._served(target, tag)
+        if options is None or digest is None:
             return None
         is_first = (target, tag) not in self._kept
         is_held = is_first and await self._manifests.is_whole(target, digest)
         if not is_held:
-            platforms = choice.platforms or await self._former(target, tag, digest)
-            wanted = Wanted(platforms, choice.with_referrers)
+            platforms = options.platforms or await self._former(target, tag, digest)
+            wanted = PullOptions(platforms, options.with_referrers)
             pulled = await self._puller.outcome(Image(target, None, digest), wanted)
             if pulled.problems:
                 raise ManifestUnknown(pulled.problems[0])

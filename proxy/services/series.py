@@ -129,13 +129,13 @@ class Series:
             self.sample()
             if abs((now := self._content.clock()) - kept) >= KEEP_SECONDS:
                 kept = now
-                await self._keep()
+                await self._save()
 
     async def close(self) -> None:
         """Take a last sample, and store all."""
         await self.load()
         self.sample()
-        await self._keep()
+        await self._save()
 
     def sample(self) -> None:
         """Add a sample of the time since the last one, once earlier ones are loaded."""
@@ -200,7 +200,7 @@ class Series:
         except StorageError as error:
             log.warning("samples cannot be read", error=str(error))
 
-    async def _keep(self) -> None:
+    async def _save(self) -> None:
         now = self._content.clock()
         for tier in self._tiers:
             for moment in {now - KEEP_SECONDS, now} if tier.per_note else ():

@@ -18,7 +18,7 @@ from proxy.core.errors import Conflict, RegistryError, StorageError
 from proxy.core.names import Digest, Target
 from proxy.core.records import disk_bytes
 from proxy.core.tolerant_json import as_list
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 from proxy.runtime.supervisor import running_beside
 from proxy.services import missing
 from proxy.services.inventory import broken_by
@@ -68,7 +68,7 @@ class Verifier:
         """``pinned`` returns the manifests of pinned images, held or not."""
         self._content = content
         self._pinned = pinned
-        self._lost = missing.Lost(None)
+        self._lost = missing.LostContent(None)
         self._tried: set[Digest] = set()
         self._counted: set[Digest] = set()
         self._fetch = fetch
@@ -110,7 +110,7 @@ class Verifier:
             done_at = noted.get("done_at") if isinstance(noted, dict) else None
             if done_at is None and noted is None:
                 done_at = self._clock()  # a new cache needs no verification yet
-                await self._keep({"done_at": done_at})
+                await self._save({"done_at": done_at})
             await asyncio.sleep(max(0.0, (done_at or 0.0) + every - self._clock()))
             try:
                 async with aclosing(self.run(repair=True, rate=rate, restart=False)) as events:
@@ -133,7 +133,7 @@ class Verifier:
                 yield event
             is_done = True
         finally:
-            await to_its_end(self._note(done=is_done))
+            await run_to_completion(self._note(done=is_done))
         yield {"event": "done", **asdict(self._count)}
 
     async def _walk(self, pace: "_Pace", *, repair: bool) -> AsyncGenerator[Event]:
@@ -200,7 +200,7 @@ class Verifier:
         note["repositories"] = [str(holder) for holder in holders]
         self._lost.add(digest, media_type)
         self._tried.add(digest)
-        quarantined = await self._content.faults.set_aside(digest, note)
+        quarantined = await self._content.faults.quarantine(digest, note)
         outcome = await self._repair(digest, media_type, holders if repair else None)
         known = {"digest": digest, "reason": problem["reason"], "images": images}
         return {"event": "bad", "quarantined": quarantined} | known | outcome
@@ -253,7 +253,7 @@ class Verifier:
         noted = await self._noted()
         known = noted if isinstance(noted, dict) else {}
         left = {} if restart else known
-        self._lost = missing.Lost(known.get("lost"))
+        self._lost = missing.LostContent(known.get("lost"))
         self._counted = {Digest(str(digest)) for digest in as_list(left.get("counted"))}
         self._after, self._reading = str(left.get("after", "")), 0
         names = _Counted.__dataclass_fields__
@@ -264,9 +264,9 @@ class Verifier:
         if not done:
             counted = sorted(self._counted)[: missing.MAX_LOST]
             left = {"after": self._after, **asdict(self._count), "counted": counted}
-        await self._keep(left | {"lost": self._lost.to_json()})
+        await self._save(left | {"lost": self._lost.to_json()})
 
-    async def _keep(self, note: Event) -> None:
+    async def _save(self, note: Event) -> None:
         try:
             await self._content.set_note(_NOTE, note)
         except StorageError as error:

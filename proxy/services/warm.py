@@ -15,12 +15,12 @@ from proxy.core.routing import Router
 from proxy.core.selection import is_pattern
 from proxy.runtime.metrics import CacheCounters
 from proxy.services.expansion import Expansion
-from proxy.services.pull import Platforms, Puller, Wanted
+from proxy.services.pull import Platforms, Puller, PullOptions
 
 CONCURRENCY: Final = 2
 """Images of a schedule that are fetched at the same time: clients come first."""
 
-LOOK_SECONDS: Final = 30.0
+CHECK_SECONDS: Final = 30.0
 """Maximum wait between two readings of the clock, which may be set in between."""
 
 log = structlog.get_logger(__name__)
@@ -91,7 +91,7 @@ class Warmer:
         done = _Round()
         images = await self._images(warming.images, done)
         slots = asyncio.Semaphore(CONCURRENCY)
-        wanted = Wanted(warming.platforms, with_referrers=warming.with_referrers)
+        wanted = PullOptions(warming.platforms, with_referrers=warming.with_referrers)
         async with asyncio.TaskGroup() as group:
             for image in images:
                 group.create_task(self._pull(image, wanted, slots, done), name=f"warm {image}")
@@ -127,7 +127,7 @@ class Warmer:
         return images
 
     async def _pull(
-        self, name: str, wanted: Wanted, slots: asyncio.Semaphore, done: _Round
+        self, name: str, wanted: PullOptions, slots: asyncio.Semaphore, done: _Round
     ) -> None:
         async with slots:
             try:
@@ -144,7 +144,7 @@ class Warmer:
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until the schedules change."""
         try:
-            async with asyncio.timeout(min(max(seconds, 0.01), LOOK_SECONDS)):
+            async with asyncio.timeout(min(max(seconds, 0.01), CHECK_SECONDS)):
                 await self._changed.wait()
         except TimeoutError:
             return

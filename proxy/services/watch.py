@@ -18,7 +18,7 @@ from proxy.core.routing import Router
 from proxy.core.selection import Selector
 from proxy.runtime.metrics import CacheCounters
 from proxy.services.expansion import MAX_IMAGES, Expansion
-from proxy.services.renewal import Found, Renewal
+from proxy.services.renewal import CheckResult, Renewal
 
 CONCURRENCY: Final = 4
 """Maximum number of concurrent checks."""
@@ -35,7 +35,7 @@ LONGEST_GAP: Final = 1.0
 FRESH: Final = 0.8
 """Share of the interval for which a check by another replica, or for a client, is sufficient."""
 
-LOOK_SECONDS: Final = 30.0
+CHECK_SECONDS: Final = 30.0
 """Maximum wait between two readings of the clock, which may be set in between."""
 
 log = structlog.get_logger(__name__)
@@ -95,7 +95,7 @@ class Watcher:
         keys = await self._keys(watching.images)
         gap = min(LONGEST_GAP, SPREAD * watching.every / max(1, len(keys)))
         slots = asyncio.Semaphore(CONCURRENCY)
-        outcomes: Counter[Found] = Counter()
+        outcomes: Counter[CheckResult] = Counter()
 
         async def check(target: Target, tag: Tag) -> None:
             try:
@@ -169,7 +169,7 @@ class Watcher:
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until other tags are watched."""
         try:
-            async with asyncio.timeout(min(max(seconds, 0.01), LOOK_SECONDS)):
+            async with asyncio.timeout(min(max(seconds, 0.01), CHECK_SECONDS)):
                 await self._changed.wait()
         except TimeoutError:
             return

@@ -42,7 +42,7 @@ class Directory:
         self._mode = 0o700 | (file_mode & 0o040 and 0o050)
         self._opened: list[int] = []
         try:
-            self._take()
+            self._lock()
         except OSError as error:
             self.close()
             raise ConfigError(
@@ -89,12 +89,12 @@ class Directory:
             remove(temporary, self.fd)
             raise
 
-    def _take(self) -> None:
+    def _lock(self) -> None:
         self.root.mkdir(mode=self._mode, parents=True, exist_ok=True)
-        self.fd = self._keep(os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        self.fd = self._register(os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         version = self._version()
         lock = os.open("lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
-        self._keep(lock)
+        self._register(lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -108,8 +108,8 @@ class Directory:
         self.blobs = {name: self._within(name, blobs) for name in ALGORITHMS}
         for leftover in os.listdir(self.spool):
             os.unlink(leftover, dir_fd=self.spool)
-        self._once("oci-layout", {"imageLayoutVersion": "1.0.0"})
-        self._once(_INDEX_FILE, {"schemaVersion": 2, "manifests": []})
+        self._write_if_missing("oci-layout", {"imageLayoutVersion": "1.0.0"})
+        self._write_if_missing(_INDEX_FILE, {"schemaVersion": 2, "manifests": []})
         if version != LAYOUT:
             self._migrate(version)
 
@@ -154,18 +154,18 @@ class Directory:
         """Return the descriptor of a directory inside, created if missing; never a link's."""
         with suppress(FileExistsError):
             os.mkdir(name, self._mode, dir_fd=directory)
-        fd = self._keep(os.open(name, _OPEN_DIRECTORY, dir_fd=directory))
+        fd = self._register(os.open(name, _OPEN_DIRECTORY, dir_fd=directory))
         if os.fstat(fd).st_mode & 0o777 != self._mode:
             os.fchmod(fd, self._mode)
         return fd
 
-    def _once(self, name: str, document: dict[str, object]) -> None:
+    def _write_if_missing(self, name: str, document: dict[str, object]) -> None:
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             self.replace(name, json.dumps(document).encode())
 
-    def _keep(self, fd: int) -> int:
+    def _register(self, fd: int) -> int:
         self._opened.append(fd)
         return fd
 

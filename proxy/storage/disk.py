@@ -73,13 +73,13 @@ class DiskBlob:
 class DiskSpool:
     """A file in ``spool/`` that grows while a download runs, private until ``put``."""
 
-    __slots__ = ("_directory", "_on_trouble", "fd", "name")
+    __slots__ = ("_directory", "_on_error", "fd", "name")
 
     def __init__(
-        self, directory: Directory, name: str, size: int | None, on_trouble: Callable[[], None]
+        self, directory: Directory, name: str, size: int | None, on_error: Callable[[], None]
     ) -> None:
         self._directory = directory
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self.name: str | None = name
         self.fd = directory.create(name, directory.spool)
         if size:
@@ -118,7 +118,7 @@ class DiskSpool:
                 remove(name, self._directory.spool)
             except OSError as error:
                 log.warning("a spool file cannot be removed", file=name, error=str(error))
-                self._on_trouble()
+                self._on_error()
                 with suppress(OSError):
                     os.ftruncate(self.fd, 0)  # uncounted bytes must not take disk space
 
@@ -132,17 +132,17 @@ class DiskSpool:
 class DiskStore:
     """The blobs of a directory that this process has locked."""
 
-    def __init__(self, directory: Directory, on_trouble: Callable[[], None] = lambda: None) -> None:
-        """``on_trouble`` is called when a spool file cannot be removed."""
+    def __init__(self, directory: Directory, on_error: Callable[[], None] = lambda: None) -> None:
+        """``on_error`` is called when a spool file cannot be removed."""
         self._directory = directory
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self.quarantine: Final = DiskQuarantine(directory)
         self._serial = itertools.count()
-        self._condemned: dict[Digest, asyncio.Event] = {}
+        self._deleting: dict[Digest, asyncio.Event] = {}
 
     def open(self, digest: Digest) -> DiskBlob | None:
         """Return the blob, opened, or None if it is not held. Raises ``StorageError``."""
-        if digest in self._condemned:
+        if digest in self._deleting:
             return None
         try:
             name, directory = self._place(digest)
@@ -159,7 +159,7 @@ class DiskStore:
         try:
             await _in_thread(
                 "making a spool file",
-                lambda: made.append(DiskSpool(self._directory, name, size, self._on_trouble)),
+                lambda: made.append(DiskSpool(self._directory, name, size, self._on_error)),
                 Pool.WRITE,
             )
         except asyncio.CancelledError:
@@ -174,23 +174,23 @@ class DiskStore:
 
         Waits for a deletion of the same digest. Raises ``StorageError``.
         """
-        while (deletion := self._condemned.get(digest)) is not None:
+        while (deletion := self._deleting.get(digest)) is not None:
             await deletion.wait()
         await _in_thread(f"storing {digest}", lambda: self._put(digest, spool), Pool.SYNC)
 
-    def condemn(self, digests: list[Digest]) -> None:
+    def begin_deletion(self, digests: list[Digest]) -> None:
         """Stop holding these at once; ``delete`` must follow."""
         for digest in digests:
-            self._condemned.setdefault(digest, asyncio.Event())
+            self._deleting.setdefault(digest, asyncio.Event())
 
     async def delete(self, digests: list[Digest]) -> list[Digest]:
         """Unlink blobs; return those that could not be. Open ones stay readable."""
-        self.condemn(digests)
+        self.begin_deletion(digests)
         try:
             return await in_thread(lambda: self._unlink(digests), Pool.WRITE)
         finally:
             for digest in digests:
-                if (deletion := self._condemned.pop(digest, None)) is not None:
+                if (deletion := self._deleting.pop(digest, None)) is not None:
                     deletion.set()
 
     async def scan(self) -> AsyncIterator[list[tuple[Digest, int, float]]]:

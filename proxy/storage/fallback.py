@@ -28,10 +28,10 @@ from proxy.core.names import Digest, Tag, Target, matches
 from proxy.core.oci_layout import entries, named_image
 from proxy.core.records import Descriptor
 from proxy.core.sources import Body, Piece, Place, Priority
-from proxy.runtime.executors import by_size, start_apart
+from proxy.runtime.executors import in_thread_if_large, start_detached
 from proxy.storage.disk import DiskBlob
 
-LOOK_SECONDS: Final = 1.0
+CHECK_SECONDS: Final = 1.0
 """Time for which ``index.json`` is not checked again."""
 
 RETRY_SECONDS: Final = 10.0
@@ -43,7 +43,7 @@ HANG_SECONDS: Final = 5.0
 MAX_INDEX: Final = 512 * 1024 * 1024
 """Bytes of ``index.json``, which is read whole: that of a million images has 400 MB."""
 
-_AT_ONCE: Final = 4
+_CONCURRENCY: Final = 4
 _MAX_HANGING: Final = 16
 """With this number of abandoned threads, the directory is skipped until one of them returns."""
 
@@ -85,11 +85,11 @@ class FallbackDirectory:
     def __init__(self, path: Path) -> None:
         self.path: Final = path
         self._names: _Names | None = None
-        self._look_at = self._skip_until = float("-inf")
+        self._check_at = self._skip_until = float("-inf")
         self._problem: str | None = None
         self._rejected: LRUCache[Digest, None] = LRUCache(_MAX_REJECTED)
-        self._looking = asyncio.Lock()
-        self._steps = asyncio.Semaphore(_AT_ONCE)
+        self._checking = asyncio.Lock()
+        self._steps = asyncio.Semaphore(_CONCURRENCY)
         self._hanging = 0
 
     def __repr__(self) -> str:
@@ -127,14 +127,14 @@ class FallbackDirectory:
             body = await self._step(lambda root: _read_manifest(root, digest))
         except UpstreamUnavailable:
             return None
-        if body is None or await by_size(len(body), lambda: matches(digest, body)):
+        if body is None or await in_thread_if_large(len(body), lambda: matches(digest, body)):
             return body
         self.reject(digest)
         return None
 
     async def tag(self, target: Target, tag: Tag) -> Descriptor | None:
         """Return the descriptor of a tag, None if ``index.json`` does not name it."""
-        async with self._looking:
+        async with self._checking:
             names = await self._current()
         return None if names is None else names.tags.get((target, tag))
 
@@ -152,7 +152,7 @@ class FallbackDirectory:
 
     async def _lists(self, target: Target, digest: Digest) -> bool:
         """Return True if one of the repository's images lists a digest that is not rejected."""
-        async with self._looking:
+        async with self._checking:
             names = await self._current()
             if names is None or target not in names.roots or digest in self._rejected:
                 return False
@@ -162,7 +162,7 @@ class FallbackDirectory:
 
     async def _current(self) -> _Names | None:
         """Return the current names in ``index.json``, None if it cannot be read."""
-        if time.monotonic() < self._look_at:
+        if time.monotonic() < self._check_at:
             return self._names
         stamp = None if self._names is None else self._names.stamp
         try:
@@ -171,9 +171,9 @@ class FallbackDirectory:
             self._skip(error.strerror or str(error))
             return None
         if changed is not None:
-            self._names = await by_size(len(changed.content), partial(_names, changed))
+            self._names = await in_thread_if_large(len(changed.content), partial(_names, changed))
             self._rejected.clear()
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._check_at = time.monotonic() + CHECK_SECONDS
         if self._problem is not None:
             log.info("a fallback directory is used again", path=str(self.path))
             self._problem = None
@@ -211,7 +211,7 @@ class FallbackDirectory:
         async with self._steps:
             if time.monotonic() < self._skip_until or self._hanging >= _MAX_HANGING:
                 raise TimeoutError("it is skipped")
-            running = asyncio.wrap_future(start_apart(opened, f"fallback {self.path}"))
+            running = asyncio.wrap_future(start_detached(opened, f"fallback {self.path}"))
             try:
                 await asyncio.wait([running], timeout=HANG_SECONDS)
             finally:
@@ -231,7 +231,7 @@ class FallbackDirectory:
     def _skip(self, reason: str) -> None:
         """Skip the directory for a time, and log that unless it was skipped before."""
         self._names = None
-        self._skip_until = self._look_at = time.monotonic() + RETRY_SECONDS
+        self._skip_until = self._check_at = time.monotonic() + RETRY_SECONDS
         if reason != self._problem:
             log.warning("a fallback directory is skipped", path=str(self.path), reason=reason)
             self._problem = reason

@@ -36,13 +36,13 @@ class DiskQuarantine:
             self._measure()
         return self._bytes
 
-    def take(self, digest: Digest, note: str) -> str:
+    def add(self, digest: Digest, note: str) -> str:
         """Move a blob here, with a note beside it unless it is empty; return its path.
 
         Raises ``StorageError``. A blob that cannot be moved is deleted, not served again.
         """
         with self._one_at_a_time:
-            self._take(digest, note)
+            self._add(digest, note)
             self._measure()
         return str(self._directory.root / "quarantine" / digest.partition(":")[2])
 
@@ -69,11 +69,11 @@ class DiskQuarantine:
             log.warning("quarantine cannot be listed", error=str(error))
             return []
 
-    def _take(self, digest: Digest, note: str) -> None:
+    def _add(self, digest: Digest, note: str) -> None:
         algorithm, _, name = digest.partition(":")
         here, there = self._directory.quarantine, self._directory.blobs[algorithm]
         try:
-            self._make_place()
+            self._make_room()
             os.rename(name, name, src_dir_fd=there, dst_dir_fd=here)
         except FileNotFoundError as error:
             raise StorageError(f"{digest} is gone") from error
@@ -110,7 +110,7 @@ class DiskQuarantine:
             except OSError as error:
                 log.warning("quarantine cannot be synced", error=str(error))
 
-    def _make_place(self) -> None:
+    def _make_room(self) -> None:
         names = [name for name in os.listdir(self._directory.quarantine) if "." not in name]
         if len(names) >= LIMIT:
             oldest = min(names, key=lambda name: self._status(name).st_ctime_ns)  # of the rename

@@ -15,7 +15,7 @@ BURST_SECONDS: Final = 0.1
 """Seconds of bandwidth that an idle upstream accumulates."""
 
 PIECES_PER_SECOND: Final = 20
-LEAST_PIECE: Final = 4096
+MIN_PIECE: Final = 4096
 LARGEST_PIECE: Final = 64 * 1024
 """Bytes. Larger pieces would let a fast download overtake a slow one."""
 
@@ -28,10 +28,10 @@ class Bandwidth:
         self._clock = clock
         self._free_at = clock()
         self._turn = asyncio.Lock()
-        self.piece: Final = min(max(rate // PIECES_PER_SECOND, LEAST_PIECE), LARGEST_PIECE)
+        self.piece: Final = min(max(rate // PIECES_PER_SECOND, MIN_PIECE), LARGEST_PIECE)
         """Most bytes to read at once."""
 
-    async def pay(self, count: int) -> None:
+    async def throttle(self, count: int) -> None:
         """Wait until ``count`` bytes, which were read, are within the limit."""
         async with self._turn:
             now = self._clock()
@@ -52,7 +52,7 @@ class Share:
         self._turn = asyncio.Lock()
         self.piece: Final = bandwidth.piece
 
-    async def pay(self, count: int) -> None:
-        """Wait as ``Bandwidth.pay``, after the download's other connections."""
+    async def throttle(self, count: int) -> None:
+        """Wait as ``Bandwidth.throttle``, after the download's other connections."""
         async with self._turn:
-            await self._bandwidth.pay(count)
+            await self._bandwidth.throttle(count)

@@ -21,12 +21,12 @@ from proxy.core.errors import (
     UpstreamUnavailable,
 )
 from proxy.core.sources import Piece
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 from proxy.runtime.pulse import Pulse
 from proxy.upstream.bandwidth import Bandwidth
 from proxy.upstream.client import Client, UpstreamRequest
 from proxy.upstream.connection import RESUME_PAUSE, Connection
-from proxy.upstream.ranges import Pieces, Span, Spans
+from proxy.upstream.ranges import ByteRange, MissingRanges, SplitPolicy
 from proxy.upstream.slots import PreemptibleSlot, Slots
 
 FAST: Final = 100_000_000
@@ -46,16 +46,18 @@ class DownloadPolicy:
     """Parameters of a download: attempts without progress, pieces of a large body, speed limit."""
 
     resumes: int
-    pieces: Pieces
+    pieces: SplitPolicy
     bandwidth: Bandwidth | None = None
 
 
 class RangeWorker:
     """One more connection, for as long as it helps and its slot is not needed."""
 
-    def __init__(self, connection: Connection, span: Span, slot: PreemptibleSlot) -> None:
+    def __init__(
+        self, connection: Connection, byte_range: ByteRange, slot: PreemptibleSlot
+    ) -> None:
         self.connection = connection
-        self.span: Span | None = span
+        self.byte_range: ByteRange | None = byte_range
         self.slot = slot
 
 
@@ -83,7 +85,7 @@ class RegistryBody:
         self._policy = policy
         self._slots = slots
         self._resources = AsyncExitStack()
-        self._spans = Spans(float("inf"), policy.pieces)
+        self._ranges = MissingRanges(float("inf"), policy.pieces)
         self._wanted = 1  # connections
         self._is_proven = False  # a range has been answered as it should
         self._failure: RegistryError | None = None  # of the first connection
@@ -103,7 +105,7 @@ class RegistryBody:
         """Fetch from ``offset`` on; ``resources`` are closed with the body."""
         self.is_public = is_public
         size = float("inf") if self.size is None else self.size
-        self._spans = Spans(size, self._policy.pieces, offset)
+        self._ranges = MissingRanges(size, self._policy.pieces, offset)
         self._resources = resources
         is_large = self.size is not None and size - offset >= self._policy.pieces.start_from
         if may_split and is_large and self._policy.pieces.connections > 1:
@@ -114,15 +116,15 @@ class RegistryBody:
 
         Raises ``UpstreamFailure``.
         """
-        async with aclosing(self._alone()) as pieces:
+        async with aclosing(self._over_one_connection()) as pieces:
             async for piece in pieces:
                 yield piece
                 if self._is_slow(len(piece.data)):
                     break
-        if self._spans.is_done:
+        if self._ranges.is_done:
             return
         try:
-            async with aclosing(self._together()) as pieces:
+            async with aclosing(self._over_several_connections()) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
@@ -134,28 +136,28 @@ class RegistryBody:
         self._first.close()
         await self._resources.aclose()
 
-    async def _alone(self) -> AsyncGenerator[Piece, None]:
+    async def _over_one_connection(self) -> AsyncGenerator[Piece, None]:
         """Fetch over the first connection, without a task or a queue."""
-        span = self._spans.claim(1)
-        if span is None:
+        byte_range = self._ranges.claim(1)
+        if byte_range is None:
             return
         try:
-            async with aclosing(self._first.pieces(span, self._policy.resumes)) as pieces:
+            async with aclosing(self._first.pieces(byte_range, self._policy.resumes)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
-            self._spans.give_back(span)
+            self._ranges.release(byte_range)
 
-    async def _together(self) -> AsyncGenerator[Piece, None]:
+    async def _over_several_connections(self) -> AsyncGenerator[Piece, None]:
         """Fetch over several connections, each a task that fills the queue.
 
         The first one leads: it fetches bytes without a worker, and stays until all is fetched.
-        Workers end when upstream refuses, when nothing is left, or when their slot is taken back;
+        Workers end when upstream refuses, when nothing is left, or when their slot is preempted;
         another one claims the rest of their bytes. If the first one fails, workers finish alone,
         and its failure counts only if bytes are left then.
         """
         self._start_lead()
-        self._hire()
+        self._start_workers()
         while True:
             while self._queue:
                 piece = self._queue.popleft()
@@ -165,7 +167,7 @@ class RegistryBody:
             if self._crash is not None:
                 raise self._crash
             if self._lead is None:
-                if self._spans.is_done:
+                if self._ranges.is_done:
                     return
                 if self._failure is not None and not self._workers:
                     raise self._failure
@@ -179,7 +181,7 @@ class RegistryBody:
         for task in tasks:
             task.cancel()
         if tasks:
-            await to_its_end(_all_ended(tasks))
+            await run_to_completion(_all_ended(tasks))
 
     async def _put(self, piece: Piece) -> None:
         """Queue a piece, and wait while too much is queued."""
@@ -192,9 +194,9 @@ class RegistryBody:
     def _start_lead(self) -> None:
         """Start the first connection's task; it claims its bytes before workers claim theirs."""
         self._should_look = False
-        span = self._spans.claim(self._hands)
-        if span is not None:
-            self._lead = asyncio.create_task(self._leading(span), name="download lead")
+        byte_range = self._ranges.claim(self._connections)
+        if byte_range is not None:
+            self._lead = asyncio.create_task(self._leading(byte_range), name="download lead")
             self._lead.add_done_callback(self._lead_ended)
 
     def _lead_ended(self, task: asyncio.Task[None]) -> None:
@@ -202,39 +204,39 @@ class RegistryBody:
         self._note_crash(task)
         self._changed.beat()
 
-    async def _leading(self, first: Span) -> None:
-        """Fetch bytes without a worker on the first connection, beginning with a span."""
-        span: Span | None = first
-        while span is not None:
+    async def _leading(self, first: ByteRange) -> None:
+        """Fetch bytes without a worker on the first connection, beginning with a range."""
+        byte_range: ByteRange | None = first
+        while byte_range is not None:
             try:
-                if not await self._turn_to(span):
+                if not await self._can_lead(byte_range):
                     return
-                async with aclosing(self._first.pieces(span, self._policy.resumes)) as pieces:
+                async with aclosing(self._first.pieces(byte_range, self._policy.resumes)) as pieces:
                     async for piece in pieces:
                         await self._put(piece)
                         if self._is_slow(len(piece.data)):
-                            self._hire()
+                            self._start_workers()
             except RegistryError as error:
                 self._failure = error
                 return
             finally:
-                self._spans.give_back(span)
-            span = self._spans.claim(self._hands)
+                self._ranges.release(byte_range)
+            byte_range = self._ranges.claim(self._connections)
 
-    async def _turn_to(self, span: Span) -> bool:
-        """Let the first connection go on at a span; False if workers should fetch it instead.
+    async def _can_lead(self, byte_range: ByteRange) -> bool:
+        """Let the first connection continue with a range; False if workers should fetch it instead.
 
         If the last worker has ended because ranges are now refused, the whole body is requested
         again: duplicate bytes cost less than a failed pull.
         """
-        if self._first.leads_to(span.position):
+        if self._first.leads_to(byte_range.position):
             return True
         if self._workers and not self._is_proven:
             return False  # if ranges turn out to be refused, the open answer must go on
         assert self.size is not None
         for _ in range(1 + self._policy.resumes):
             try:
-                await self._first.join(span, self.size)
+                await self._first.join(byte_range, self.size)
             except RegistryError as error:
                 self._wanted = 1
                 log.info("the first connection is too slow", reason=error.message)
@@ -249,7 +251,7 @@ class RegistryBody:
         return True
 
     @property
-    def _hands(self) -> int:
+    def _connections(self) -> int:
         """Connections in use."""
         return 1 + len(self._workers)
 
@@ -259,7 +261,7 @@ class RegistryBody:
         ``count`` more bytes have arrived on it. Only waiting for the network counts: workers do
         not help against a slow disk.
         """
-        if self._wanted <= self._hands:
+        if self._wanted <= self._connections:
             return False
         self._watched_bytes += count
         seconds = self._first.waited - self._watched_since
@@ -269,62 +271,62 @@ class RegistryBody:
         self._watched_since, self._watched_bytes = self._first.waited, 0
         return is_slow
 
-    def _hire(self) -> None:
+    def _start_workers(self) -> None:
         """Start workers in free slots that no download needs."""
-        while self._hands < self._wanted:
+        while self._connections < self._wanted:
             slot = self._slots.borrow()
             if slot is None:
                 return
-            span = self._spans.claim(self._hands + 1)
-            if span is None:
-                slot.give_back()
+            byte_range = self._ranges.claim(self._connections + 1)
+            if byte_range is None:
+                slot.release()
                 return
             beside = Connection(self._client, self._request, self._first.share)
-            worker = RangeWorker(beside, span, slot)
+            worker = RangeWorker(beside, byte_range, slot)
             task = slot.task = asyncio.create_task(self._work(worker), name="range worker")
             self._workers[task] = worker
-            task.add_done_callback(self._dismiss)
+            task.add_done_callback(self._worker_ended)
 
     async def _work(self, worker: RangeWorker) -> None:
-        """Fetch span after span; when upstream refuses, the rest is left to the others."""
+        """Fetch range after range; when upstream refuses, the rest is left to the others."""
         try:
-            while worker.span is not None:
-                await self._fetch(worker.connection, worker.span)
-                self._spans.give_back(worker.span)
-                worker.span = None
-                worker.span = self._spans.claim(self._hands)
+            while worker.byte_range is not None:
+                await self._fetch(worker.connection, worker.byte_range)
+                self._ranges.release(worker.byte_range)
+                worker.byte_range = None
+                worker.byte_range = self._ranges.claim(self._connections)
         except RegistryError as error:
-            self._wanted = self._hands - 1
+            self._wanted = self._connections - 1
             log.info("fewer connections", ref=self._request.ref, reason=error.message)
 
-    async def _fetch(self, connection: Connection, span: Span) -> None:
-        """Fetch one span; request it again from its last good byte if an answer breaks off."""
+    async def _fetch(self, connection: Connection, byte_range: ByteRange) -> None:
+        """Fetch one range; request it again from its last good byte if an answer breaks off."""
         assert self.size is not None
         fruitless = 0
-        while span.position < span.stop:
-            begun_at = span.position
-            await connection.join(span, self.size)
+        while byte_range.position < byte_range.stop:
+            begun_at = byte_range.position
+            await connection.join(byte_range, self.size)
             if not self._is_proven:
                 self._is_proven = self._should_look = True
                 self._wanted = self._policy.pieces.connections
-                self._hire()
+                self._start_workers()
                 self._changed.beat()
             try:
-                async with aclosing(connection.pieces(span, 0)) as pieces:
+                async with aclosing(connection.pieces(byte_range, 0)) as pieces:
                     async for piece in pieces:
                         await self._put(piece)
             except UpstreamFailure:
-                fruitless = 0 if span.position > begun_at else fruitless + 1
+                fruitless = 0 if byte_range.position > begun_at else fruitless + 1
                 if fruitless >= self._policy.resumes:
                     raise
 
-    def _dismiss(self, task: asyncio.Task[None]) -> None:
-        """Release a worker's slot and span, and wake the first connection."""
+    def _worker_ended(self, task: asyncio.Task[None]) -> None:
+        """Release a worker's slot and range, and wake the first connection."""
         worker = self._workers.pop(task)
         worker.connection.close()
-        worker.slot.give_back()
-        if worker.span is not None:
-            self._spans.give_back(worker.span)
+        worker.slot.release()
+        if worker.byte_range is not None:
+            self._ranges.release(worker.byte_range)
         self._should_look = True
         self._note_crash(task)
         self._changed.beat()

@@ -106,7 +106,7 @@ class Budget:
             self._low_until = self.refills_at or 0.0
             self._on_low(self)
 
-    def told(self) -> dict[str, object]:
+    def shared_state(self) -> dict[str, object]:
         """Return the last report for another replica, as JSON values with ages in seconds."""
         if self.limit is None:
             return {}
@@ -120,13 +120,13 @@ class Budget:
             "empty_age": None if empty is None else now - empty,
         }
 
-    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+    def apply_shared_state(self, state: Mapping[str, object], seconds_ago: float) -> None:
         """Adopt the report of another replica from ``seconds_ago``, if it is newer.
 
         Reports for another account or address are ignored.
         """
-        limit, remaining, window = (told.get(name) for name in ("limit", "remaining", "window"))
-        age, empty_age, source = (told.get(name) for name in ("age", "empty_age", "source"))
+        limit, remaining, window = (state.get(name) for name in ("limit", "remaining", "window"))
+        age, empty_age, source = (state.get(name) for name in ("age", "empty_age", "source"))
         if not (isinstance(limit, int) and isinstance(remaining, int)):
             return
         if not (isinstance(window, int | float) and isinstance(age, int | float)):

@@ -1,7 +1,7 @@
 """Authorizes requests with the logins of clients: tokens and refusals are per client."""
 
 from proxy.core.errors import Denied, LoginRejected, UpstreamFailure
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import CLIENT_KEY
 from proxy.upstream.auth import Authorizer
 
 
@@ -13,7 +13,7 @@ class CallerAuthorizer(Authorizer):
     @property
     def identity(self) -> str:
         """The key of the client that asks."""
-        return BEHALF.get()
+        return CLIENT_KEY.get()
 
     def _rejected(self, text: str) -> UpstreamFailure | Denied:
         """Return an error for the client: the upstream works for others."""

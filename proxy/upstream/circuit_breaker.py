@@ -18,13 +18,13 @@ import structlog
 from cachetools import LRUCache
 
 from proxy.core.errors import RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
-from proxy.runtime.events import UNHEARD, Emitter, EventKind
+from proxy.runtime.events import NULL_EMITTER, Emitter, EventKind
 from proxy.settings import Patience
 
 MAX_PAUSE: Final = 60.0
 MAX_COOL_DOWN: Final = 900.0
 MAX_OBJECTS: Final = 10_000
-MAX_TOLD: Final = 100
+MAX_SHARED_OBJECTS: Final = 100
 """Maximum number of cool-downs that are shared with other replicas."""
 
 _FIRST_DELAY: Final = 0.2
@@ -88,7 +88,7 @@ class CircuitBreaker:
         limits: Patience,
         now: Callable[[], float],
         on_change: Callable[[], None] = lambda: None,
-        emitter: Emitter = UNHEARD,
+        emitter: Emitter = NULL_EMITTER,
     ) -> None:
         """``on_change`` is called when requests are blocked, and when they are sent again.
 
@@ -184,19 +184,19 @@ class CircuitBreaker:
             )
             self._emitter.emit(EventKind.UPSTREAM_DOWN, self._name, cause=error.message)
 
-    def told(self) -> dict[str, object]:
+    def shared_state(self) -> dict[str, object]:
         """Return the state for another replica, as JSON values with ages and rests in seconds."""
         now, circuit = self._now(), self._upstream
         cooling = {kind: until - now for kind, until in self._cool_until.items() if until > now}
         return {
-            "cooling": dict(list(cooling.items())[-MAX_TOLD:]),
+            "cooling": dict(list(cooling.items())[-MAX_SHARED_OBJECTS:]),
             "is_open": circuit.opened_at is not None,
             "failed_age": None if circuit.failures == 0 else now - circuit.failed_at,
             "answered_age": None if self._answered_at is None else now - self._answered_at,
             "blocked": max(0.0, circuit.blocked_until - now),
         }
 
-    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+    def apply_shared_state(self, state: Mapping[str, object], seconds_ago: float) -> None:
         """Adopt the newer parts of another replica's state from ``seconds_ago``.
 
         - A cool-down applies to all replicas; the longest one counts.
@@ -204,21 +204,23 @@ class CircuitBreaker:
         - An answer to the other replica closes this circuit, unless it failed here since then.
         """
         now = self._now()
-        cooling = told.get("cooling")
+        cooling = state.get("cooling")
         for kind, left in cooling.items() if isinstance(cooling, dict) else ():
             if isinstance(left, int | float) and left > seconds_ago:
                 until = now + min(left - seconds_ago, MAX_COOL_DOWN)
                 self._cool_until[kind] = max(until, self._cool_until.get(kind, 0.0))
-        answered_age, failed_age = told.get("answered_age"), told.get("failed_age")
-        if told.get("is_open") is True and isinstance(failed_age, int | float):
-            self._hear_open(now - seconds_ago - failed_age, told.get("blocked"), seconds_ago)
+        answered_age, failed_age = state.get("answered_age"), state.get("failed_age")
+        if state.get("is_open") is True and isinstance(failed_age, int | float):
+            self._apply_open_state(
+                now - seconds_ago - failed_age, state.get("blocked"), seconds_ago
+            )
         elif isinstance(answered_age, int | float):
             is_newer = now - seconds_ago - answered_age > self._upstream.failed_at
             if self._upstream.opened_at is not None and is_newer:
                 log.warning("circuit closed by another replica", upstream=self._name)
                 self._upstream = _Circuit(self._limits)
 
-    def _hear_open(self, failed_at: float, blocked: object, seconds_ago: float) -> None:
+    def _apply_open_state(self, failed_at: float, blocked: object, seconds_ago: float) -> None:
         circuit, now = self._upstream, self._now()
         answered_at = float("-inf") if self._answered_at is None else self._answered_at
         if failed_at <= max(answered_at, circuit.failed_at) or not isinstance(blocked, int | float):

@@ -21,7 +21,7 @@ from proxy.upstream.bandwidth import Share
 from proxy.upstream.client import Client, UpstreamRequest
 from proxy.upstream.direct import READ_BUFFER
 from proxy.upstream.headers import content_range
-from proxy.upstream.ranges import Span
+from proxy.upstream.ranges import ByteRange
 
 RESUME_PAUSE: Final = 0.5
 MAX_RESUME_PAUSE: Final = 10.0
@@ -71,7 +71,7 @@ class Connection:
         if offset == 0:
             return cls(client, request, share, await client.send(request))
         ranged = replace(
-            _ranged(request, Span(offset, float("inf"))), is_optional=request.is_optional
+            _ranged(request, ByteRange(offset, float("inf"))), is_optional=request.is_optional
         )
         connection = cls(client, request, share, await client.send(ranged))
         connection._is_whole = connection._position == 0
@@ -104,7 +104,7 @@ class Connection:
         self._accept(await self._client.send(self._request))
         self._is_whole = True
 
-    async def pieces(self, span: Span, resumes: int) -> AsyncGenerator[Piece, None]:
+    async def pieces(self, byte_range: ByteRange, resumes: int) -> AsyncGenerator[Piece, None]:
         """Yield the bytes of a span. An answer that breaks off is resumed from the last good byte.
 
         A fresh request means a fresh redirect and a fresh token where those have expired. Raises
@@ -112,31 +112,31 @@ class Connection:
         """
         fruitless = 0
         broken: UpstreamFailure | None = None
-        while span.position < span.stop:
-            begun_at = span.position
+        while byte_range.position < byte_range.stop:
+            begun_at = byte_range.position
             try:
-                if broken is not None or not self.leads_to(span.position):
-                    await self._open(span, broken)
-                await self._skip(span.position - self._position)
-                while span.position < span.stop and (
-                    data := await self._read(span.stop - span.position)
+                if broken is not None or not self.leads_to(byte_range.position):
+                    await self._open(byte_range, broken)
+                await self._skip(byte_range.position - self._position)
+                while byte_range.position < byte_range.stop and (
+                    data := await self._read(byte_range.stop - byte_range.position)
                 ):
-                    piece = Piece(span.position, data)
-                    span.position += len(data)
+                    piece = Piece(byte_range.position, data)
+                    byte_range.position += len(data)
                     yield piece
                 if self.size is None:
-                    span.stop = span.position
-                elif span.position < span.stop:
+                    byte_range.stop = byte_range.position
+                elif byte_range.position < byte_range.stop:
                     raise UpstreamUnavailable(f"{self._client.name}: the body broke off")
             except _BrokenForGoodError as trouble:
                 raise broken or trouble.__cause__ from None  # type: ignore[misc]
             except UpstreamFailure as error:
                 broken = error
-                fruitless = 0 if span.position > begun_at else fruitless + 1
+                fruitless = 0 if byte_range.position > begun_at else fruitless + 1
                 if fruitless >= resumes:
                     raise
 
-    async def join(self, span: Span, size: int) -> None:
+    async def join(self, byte_range: ByteRange, size: int) -> None:
         """Open a span beside other connections, by exactly its range and at the first attempt.
 
         Raises ``RegistryError`` when upstream refuses, ``UpstreamRejected`` when its answer is
@@ -144,12 +144,14 @@ class Connection:
         """
         self.close()
         self.size = size
-        response = await self._client.send(replace(_ranged(self._request, span), is_optional=True))
+        response = await self._client.send(
+            replace(_ranged(self._request, byte_range), is_optional=True)
+        )
         sent = content_range(response.headers.get("Content-Range", ""))
         if (
             response.status != 206
             or sent is None
-            or sent.start != span.position
+            or sent.start != byte_range.position
             or sent.size not in (None, size)
         ):
             response.close()
@@ -190,10 +192,10 @@ class Connection:
         self.waited += clock() - began
         self._position += len(data)
         if self.share is not None:
-            await self.share.pay(len(data))
+            await self.share.throttle(len(data))
         return data
 
-    async def _open(self, span: Span, broken: UpstreamFailure | None) -> None:
+    async def _open(self, byte_range: ByteRange, broken: UpstreamFailure | None) -> None:
         """Open the rest of a span. An answer with the whole body is skipped up to there.
 
         Raises ``_BrokenForGoodError`` when upstream has no more bytes.
@@ -201,9 +203,9 @@ class Connection:
         self.close()
         if broken is not None:
             ref = self._request.ref
-            log.info("resuming", at=span.position, ref=ref, reason=broken.message)
-        to_the_end = span.stop == self.size
-        wanted = Span(span.position, float("inf")) if to_the_end else span
+            log.info("resuming", at=byte_range.position, ref=ref, reason=broken.message)
+        to_the_end = byte_range.stop == self.size
+        wanted = ByteRange(byte_range.position, float("inf")) if to_the_end else byte_range
         try:
             self._accept(await self._client.send(_ranged(self._request, wanted)))
         except (UpstreamUnavailable, UpstreamTimeout, TooManyRequests) as error:
@@ -211,7 +213,7 @@ class Connection:
             raise
         except RegistryError as error:
             raise _BrokenForGoodError from error
-        if not 0 <= self._position <= span.position:
+        if not 0 <= self._position <= byte_range.position:
             gone = UpstreamUnavailable(
                 f"{self._client.name}: the answer has another range than requested"
             )
@@ -225,8 +227,8 @@ class Connection:
             count -= len(skipped)
 
 
-def _ranged(request: UpstreamRequest, span: Span) -> UpstreamRequest:
+def _ranged(request: UpstreamRequest, byte_range: ByteRange) -> UpstreamRequest:
     """Return the request for a span; the range is open-ended if the span is."""
-    end = "" if span.stop == float("inf") else int(span.stop) - 1
-    headers = {**request.headers, "Range": f"bytes={span.position}-{end}"}
+    end = "" if byte_range.stop == float("inf") else int(byte_range.stop) - 1
+    headers = {**request.headers, "Range": f"bytes={byte_range.position}-{end}"}
     return replace(request, headers=headers, is_optional=False)

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 
-class Pieces(NamedTuple):
+class SplitPolicy(NamedTuple):
     """Parameters for cutting a large body. A body below ``start_from`` bytes is not cut.
 
     ``connections`` is the largest number at a time.
@@ -24,7 +24,7 @@ class Pieces(NamedTuple):
         return max(1, self.start_from // 2)
 
 
-class Span:
+class ByteRange:
     """Bytes ``position`` to ``stop`` of a body that one connection has still to fetch."""
 
     __slots__ = ("position", "stop")
@@ -34,27 +34,27 @@ class Span:
         self.stop = stop
 
     def __repr__(self) -> str:
-        return f"<Span {self.position}-{self.stop}>"
+        return f"<ByteRange {self.position}-{self.stop}>"
 
 
-class Spans:
+class MissingRanges:
     """The missing bytes of a body of ``size`` bytes (infinity: unknown)."""
 
-    def __init__(self, size: float, pieces: Pieces, start: int = 0) -> None:
+    def __init__(self, size: float, pieces: SplitPolicy, start: int = 0) -> None:
         self._pieces = pieces
-        self._gaps: list[Span] = [Span(start, size)] if size > start else []
-        self._taken: list[Span] = []
+        self._gaps: list[ByteRange] = [ByteRange(start, size)] if size > start else []
+        self._taken: list[ByteRange] = []
 
     @property
     def is_done(self) -> bool:
         """Nothing is left to fetch."""
         return not self._gaps and not self._taken
 
-    def claim(self, workers: int) -> Span | None:
+    def claim(self, workers: int) -> ByteRange | None:
         """Return the first bytes without a connection; None if none are worth a request.
 
         There are three cases. One worker alone takes a whole gap. Several share a gap in pieces
-        that get smaller towards the end, so that all end at once. Without a gap, the longest span
+        that get smaller towards the end, so that all end at once. Without a gap, the longest range
         that is being fetched is cut in two, so that a slow connection does not end last.
         """
         if not self._gaps and not self._cut_longest():
@@ -68,24 +68,26 @@ class Spans:
         stop = gap.stop if math.isinf(length) else gap.position + int(length)
         if gap.stop - stop < self._pieces.smallest:
             stop = gap.stop
-        span = Span(gap.position, stop)
+        byte_range = ByteRange(gap.position, stop)
         if stop == gap.stop:
             self._gaps.pop(0)
         else:
             gap.position = int(stop)
-        self._taken.append(span)
-        return span
+        self._taken.append(byte_range)
+        return byte_range
 
-    def give_back(self, span: Span) -> None:
-        """Make the rest of a span a gap again."""
-        self._taken.remove(span)
-        if span.position < span.stop:
-            self._gaps.append(Span(span.position, span.stop))
+    def release(self, byte_range: ByteRange) -> None:
+        """Make the rest of a range a gap again."""
+        self._taken.remove(byte_range)
+        if byte_range.position < byte_range.stop:
+            self._gaps.append(ByteRange(byte_range.position, byte_range.stop))
             self._gaps.sort(key=lambda gap: gap.position)
 
     def _cut_longest(self) -> bool:
-        """Make the far part of the longest span that is being fetched a gap."""
-        longest = max(self._taken, key=lambda span: span.stop - span.position, default=None)
+        """Make the far part of the longest range that is being fetched a gap."""
+        longest = max(
+            self._taken, key=lambda byte_range: byte_range.stop - byte_range.position, default=None
+        )
         if longest is None:
             return False
         left = longest.stop - longest.position
@@ -93,6 +95,6 @@ class Spans:
             return False
         kept = max(self._pieces.smallest, min(self._pieces.largest, left / 2))
         cut = longest.position + int(kept)
-        self._gaps.append(Span(cut, longest.stop))
+        self._gaps.append(ByteRange(cut, longest.stop))
         longest.stop = cut
         return True

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from cachetools import LRUCache
 
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import CLIENT_KEY
 
 REDACTED: Final = "[redacted]"
 MAX_KNOWN: Final = 128
@@ -34,7 +34,7 @@ class Redactor:
 
     def remember(self, authorization: str) -> None:
         """Remember a value of ``Authorization`` or ``Proxy-Authorization`` before it is sent."""
-        key = BEHALF.get(), authorization
+        key = CLIENT_KEY.get(), authorization
         if self._known.get(key) is None:
             self._known[key] = _forms(authorization)
 
@@ -65,11 +65,11 @@ class Redactor:
         The search is a plain one, because compiling a pattern takes milliseconds for a token, and
         every error of an upstream is searched.
         """
-        lowered, behalf = text.lower(), BEHALF.get()
+        lowered, client_key = text.lower(), CLIENT_KEY.get()
         found = {
             form
             for (owner, _), forms in self._known.items()
-            if owner == behalf
+            if owner == client_key
             for form, lowered_form in forms.items()
             if len(form) >= shortest and lowered_form in lowered
         }

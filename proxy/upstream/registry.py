@@ -30,7 +30,7 @@ from proxy.core.names import CATALOG, Digest, Repo, Target, parse_digest
 from proxy.core.records import Descriptor
 from proxy.core.sources import Body, Place, Priority
 from proxy.core.tolerant_json import as_list
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.upstream.body import DownloadPolicy, RegistryBody
 from proxy.upstream.budget import SHORTEST_REFILL, Budget
 from proxy.upstream.circuit_breaker import CircuitState
@@ -126,17 +126,20 @@ class Upstream:
         """Return if the registry accepts our login. Raises ``TimeoutError`` too."""
         await self._client.log_in()
 
-    def told(self) -> dict[str, object]:
+    def shared_state(self) -> dict[str, object]:
         """Return the current limits for other replicas, as JSON values."""
-        return {"budget": self.budget.told(), "circuit": self.circuit_breaker.told()}
+        return {
+            "budget": self.budget.shared_state(),
+            "circuit": self.circuit_breaker.shared_state(),
+        }
 
-    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+    def apply_shared_state(self, state: Mapping[str, object], seconds_ago: float) -> None:
         """Adopt the newer limits of another replica from ``seconds_ago``."""
-        budget, circuit = told.get("budget"), told.get("circuit")
+        budget, circuit = state.get("budget"), state.get("circuit")
         if isinstance(budget, dict):
-            self.budget.hear(budget, seconds_ago)
+            self.budget.apply_shared_state(budget, seconds_ago)
         if isinstance(circuit, dict):
-            self.circuit_breaker.hear(circuit, seconds_ago)
+            self.circuit_breaker.apply_shared_state(circuit, seconds_ago)
 
     async def forget_token(self, repo: Repo) -> None:
         """Drop the token for a repository, so that the token server decides again."""
@@ -189,7 +192,7 @@ class Upstream:
             raise ManifestTooLarge(
                 f"{self._client.name}: the manifest is larger than {manifests.MAX_SIZE} bytes"
             )
-        content = await by_size(len(body), lambda: manifests.read(body))
+        content = await in_thread_if_large(len(body), lambda: manifests.read(body))
         media_type = content.own_type or self._media_type(response) or content.implied_type
         warning = warning_text(self._said(response, "Warning"))
         return FetchedManifest(media_type, body, content, self._digest(response), warning)
@@ -208,7 +211,7 @@ class Upstream:
 
     async def open(self, target: Target, digest: Digest, offset: int, priority: Priority) -> Body:
         """Return a blob's body, unverified; it resumes automatically if it breaks off."""
-        if priority is Priority.PREFETCH and not self.slots.has_some_to_spare:
+        if priority is Priority.PREFETCH and not self.slots.has_spare:
             raise UpstreamUnavailable(f"{self._client.name}: all slots are needed for downloads")
         request = UpstreamRequest("GET", target.repo, "blobs", digest, BlobUnknown, _ANY)
         request = replace(request, is_optional=priority is Priority.PREFETCH)
@@ -233,7 +236,7 @@ class Upstream:
     async def _take_slot(self, stack: AsyncExitStack) -> None:
         """Wait for a download slot, but at most half as long as clients wait for an answer."""
         try:
-            await stack.enter_async_context(self.slots.one(self._client.answer_seconds / 4))
+            await stack.enter_async_context(self.slots.occupy(self._client.answer_seconds / 4))
         except TimeoutError:
             error = UpstreamTimeout(f"{self._client.name}: too many downloads at once")
             error.was_forwarded = False
@@ -259,7 +262,7 @@ class Upstream:
         bounds = Bounds(self._client.name, field)
         response, body = await self._client.read(request, bounds.bytes_left)
         next_query = self._next_page(response)
-        document = await by_size(len(body or b""), lambda: bounds.page(body))
+        document = await in_thread_if_large(len(body or b""), lambda: bounds.page(body))
         if not isinstance(document.get(field, False), list | None):  # some say null for none
             raise UpstreamUnavailable(f"{self._client.name}: the {field} list cannot be read")
         names = [name for name in as_list(document[field]) if isinstance(name, str)]
@@ -298,7 +301,7 @@ class Upstream:
                 ) from None
             if is_first and self._media_type(response) != manifests.OCI_INDEX:
                 return None
-            document = await by_size(len(body or b""), partial(bounds.page, body))
+            document = await in_thread_if_large(len(body or b""), partial(bounds.page, body))
             listed = manifests.referrers_in(document)
             if listed is None:
                 raise UpstreamUnavailable(
@@ -323,8 +326,8 @@ class Upstream:
                 raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
             query = response.url.join(URL(link)).query
         page = {name: value for name, value in query.items() if name in PAGE_KEYS}
-        told = self._client.transport.redactor.is_leaked_by(" ".join(page.values()))
-        if told or not page.keys() & {"last", "next_page"}:
+        is_leaked = self._client.transport.redactor.is_leaked_by(" ".join(page.values()))
+        if is_leaked or not page.keys() & {"last", "next_page"}:
             raise UpstreamUnavailable(f"{self._client.name}: its pages cannot be followed")
         return page
 

@@ -18,13 +18,13 @@ class PreemptibleSlot:
         self._slots = slots
         self._is_held = True
 
-    def give_back(self) -> None:
-        """Free the slot; does nothing if it was taken back, or the second time."""
+    def release(self) -> None:
+        """Free the slot; does nothing if it was preempted, or the second time."""
         if self._is_held:
             self._is_held = False
-            self._slots.returned(self)
+            self._slots.reclaim(self)
 
-    def take_back(self) -> None:
+    def preempt(self) -> None:
         """Take the slot for another use."""
         self._is_held = False
         if self.task is not None:
@@ -40,41 +40,41 @@ class Slots:
     def __init__(self, count: int) -> None:
         self._count = count
         self._free = count
-        self._beyond = 0
+        self._over_limit = 0
         self._lent: list[PreemptibleSlot] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
-    def has_some_to_spare(self) -> bool:
+    def has_spare(self) -> bool:
         """At least half of the slots stay free if one more is taken."""
         return (self._free - 1) * 2 >= self._count
 
     @asynccontextmanager
-    async def one(self, patience: float) -> AsyncIterator[None]:
+    async def occupy(self, patience: float) -> AsyncIterator[None]:
         """Occupy a slot while the context is open.
 
         There are three cases: one is free or becomes free within ``patience`` seconds; none does,
         and fewer than ``count`` exceed the limit; else one becomes free within the same time again,
         or ``TimeoutError`` is raised.
         """
-        beyond = False
+        is_over_limit = False
         try:
-            await self._take(patience)
+            await self._acquire(patience)
         except TimeoutError:
-            beyond = self._beyond < self._count
-            if not beyond:
-                await self._take(patience)
-        self._beyond += beyond
+            is_over_limit = self._over_limit < self._count
+            if not is_over_limit:
+                await self._acquire(patience)
+        self._over_limit += is_over_limit
         try:
             yield
         finally:
-            if beyond:
-                self._beyond -= 1
+            if is_over_limit:
+                self._over_limit -= 1
             else:
-                self._give_back()
+                self._release()
 
     def borrow(self) -> PreemptibleSlot | None:
-        """Borrow a free slot until it is returned or taken back; None if none is free."""
+        """Borrow a free slot until it is released or preempted; None if none is free."""
         if self._free == 0:
             return None
         self._free -= 1
@@ -82,38 +82,38 @@ class Slots:
         self._lent.append(slot)
         return slot
 
-    def returned(self, slot: PreemptibleSlot) -> None:
-        """Note that a lent slot is free again."""
+    def reclaim(self, slot: PreemptibleSlot) -> None:
+        """Free a slot that was lent."""
         self._lent.remove(slot)
-        self._give_back()
+        self._release()
 
-    async def _take(self, patience: float) -> None:
+    async def _acquire(self, patience: float) -> None:
         if self._free > 0:
             self._free -= 1
             return
         if self._lent:
-            self._lent.pop().take_back()
+            self._lent.pop().preempt()
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
         try:
             async with asyncio.timeout(patience):
-                await turn
+                await waiter
         except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._give_back()  # the slot was given just when this was cancelled
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
+            if waiter.done() and not waiter.cancelled():
+                self._release()  # the slot was given just when this was cancelled
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
             raise
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         """Give a slot to the next that waits.
 
         A waiter whose time is up is cancelled, and stays in the queue until its task runs.
         """
         while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 return
         self._free += 1

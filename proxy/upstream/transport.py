@@ -123,7 +123,9 @@ class Transport:
         for _ in range(MAX_REDIRECTS + 1):
             # aiohttp could follow redirects, but not ask the guard at each step.
             sent = dict(request.headers)
-            with spans.part(request.method, spans.Kind.CLIENT, _attributes(request, url)) as span:
+            with spans.child_span(
+                request.method, spans.Kind.CLIENT, _attributes(request, url)
+            ) as span:
                 if url.origin() == request.url.origin():
                     sent |= hops.headers() | ({} if span is None else span.headers())
                     if authorization is not None:
@@ -148,7 +150,7 @@ class Transport:
                 self.redactor.remember(f"Bearer {value}")
         method = "GET" if form is None else "POST"
         asked = HTTPRequest(method, request.url, headers)
-        with spans.part(
+        with spans.child_span(
             f"{method} token", spans.Kind.CLIENT, _attributes(asked, asked.url)
         ) as span:
             response = await self._request(asked, form)

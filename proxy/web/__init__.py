@@ -1,5 +1,5 @@
 """HTTP towards clients: ``registry`` answers ``/v2/``, ``admin`` answers ``/-/`` and ``/metrics``.
 
 ``acceptor`` and ``server`` create a ``connection``, whose requests ``response_cache`` answers if
-possible. ``blob``, ``sendfile`` and ``paced`` write bytes to sockets.
+possible. ``blob``, ``sendfile`` and ``pacing`` write bytes to sockets.
 """

@@ -15,9 +15,9 @@ from aiohttp.web import StreamResponse
 
 from proxy.core.errors import RegistryError, StorageError, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.repository.results import Blob, Live, Local, Small, Through
+from proxy.repository.results import Blob, LiveBlob, LocalBlob, PassThroughBlob, SmallBlob
 from proxy.web.exchange import Exchange
-from proxy.web.ranges import Span, requested
+from proxy.web.ranges import ByteRange, requested
 from proxy.web.sendfile import ClientLeftError, Sending
 
 OCTETS: Final = "application/octet-stream"
@@ -39,7 +39,7 @@ class Remainder(Protocol):
     """Provides the rest of a blob when the disk fails in the middle of it."""
 
     def rest(
-        self, target: Target, digest: Digest, failed: Local | Live, sent: range
+        self, target: Target, digest: Digest, failed: LocalBlob | LiveBlob, sent: range
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes after those that were ``sent``. Raises ``RegistryError``."""
 
@@ -53,7 +53,7 @@ async def send_blob(
     """
     exchange.outcome, exchange.place = blob.outcome, blob.place
     await _prove_what_has_no_last_byte(exchange, blob)
-    parts = _Parts(_spans(exchange, digest, blob), blob.size)
+    parts = _Parts(_byte_ranges(exchange, digest, blob), blob.size)
     response = _response(exchange, digest, parts)
     sending = Sending(exchange.request, response, exchange.client)
     try:
@@ -88,16 +88,16 @@ async def _prove_what_has_no_last_byte(exchange: Exchange, blob: Blob) -> None:
     """
     old = exchange.request.version < HttpVersion11
     match blob:
-        case Live(reader):
+        case LiveBlob(reader):
             if blob.size == 0 or (blob.size is None and old):
                 await reader.download.proven()
-        case Through():
+        case PassThroughBlob():
             if blob.size is None and old:
                 raise UpstreamUnavailable("a blob of unknown length needs HTTP/1.1")
             if blob.size == 0:
                 async for _ in blob.chunks:
                     pass
-        case Local() | Small():
+        case LocalBlob() | SmallBlob():
             pass
         case _:
             assert_never(blob)
@@ -106,36 +106,38 @@ async def _prove_what_has_no_last_byte(exchange: Exchange, blob: Blob) -> None:
 class _Parts:
     """The parts of a body: none means the whole, several are ``multipart/byteranges``."""
 
-    def __init__(self, spans: list[Span], size: int | None) -> None:
-        self.spans = spans
+    def __init__(self, byte_ranges: list[ByteRange], size: int | None) -> None:
+        self.byte_ranges = byte_ranges
         self.size = size
         self.boundary = secrets.token_hex(16)
 
     @property
     def is_multiple(self) -> bool:
-        return len(self.spans) > 1
+        return len(self.byte_ranges) > 1
 
     @property
     def end(self) -> bytes:
         return f"\r\n--{self.boundary}--\r\n".encode()
 
-    def head(self, span: Span) -> bytes:
+    def head(self, byte_range: ByteRange) -> bytes:
         """Return the header of one part (RFC 9110 §14.6)."""
         return (
             f"\r\n--{self.boundary}\r\nContent-Type: {OCTETS}\r\n"
-            f"Content-Range: {self.content_range(span)}\r\n\r\n"
+            f"Content-Range: {self.content_range(byte_range)}\r\n\r\n"
         ).encode()
 
-    def content_range(self, span: Span) -> str:
-        return f"bytes {span.start}-{span.stop - 1}/{self.size}"
+    def content_range(self, byte_range: ByteRange) -> str:
+        return f"bytes {byte_range.start}-{byte_range.stop - 1}/{self.size}"
 
     def length(self) -> int | None:
         """Return the length of the body in bytes."""
-        if not self.spans:
+        if not self.byte_ranges:
             return self.size
-        length = sum(span.stop - span.start for span in self.spans)
+        length = sum(byte_range.stop - byte_range.start for byte_range in self.byte_ranges)
         if self.is_multiple:
-            length += sum(len(self.head(span)) for span in self.spans) + len(self.end)
+            length += sum(len(self.head(byte_range)) for byte_range in self.byte_ranges) + len(
+                self.end
+            )
         return length
 
 
@@ -153,24 +155,28 @@ class _Body:
 
     async def send(self, blob: Blob, parts: _Parts) -> None:
         """Send the whole, or its parts."""
-        if isinstance(blob, Through):
+        if isinstance(blob, PassThroughBlob):
             await self._sending.chunks(blob.chunks)
             return
-        whole = [] if parts.spans else [Span(0, parts.size or 0)]
-        for span in whole or parts.spans:
+        whole = [] if parts.byte_ranges else [ByteRange(0, parts.size or 0)]
+        for byte_range in whole or parts.byte_ranges:
             if parts.is_multiple:
-                await self._sending.write(parts.head(span))
-            if isinstance(blob, Small):
-                await self._sending.write(memoryview(blob.body)[span.start : span.stop])
+                await self._sending.write(parts.head(byte_range))
+            if isinstance(blob, SmallBlob):
+                await self._sending.write(memoryview(blob.body)[byte_range.start : byte_range.stop])
             else:
-                await self._send_span(blob, span.start, parts.size if whole else span.stop)
+                await self._send_span(
+                    blob, byte_range.start, parts.size if whole else byte_range.stop
+                )
         if parts.is_multiple:
             await self._sending.write(parts.end)
 
-    async def _send_span(self, blob: Local | Live, start: int, stop: int | None) -> None:
+    async def _send_span(self, blob: LocalBlob | LiveBlob, start: int, stop: int | None) -> None:
         before = self._sending.sent
         try:
-            await self._sending.file(blob.reader if isinstance(blob, Live) else blob, start, stop)
+            await self._sending.file(
+                blob.reader if isinstance(blob, LiveBlob) else blob, start, stop
+            )
         except StorageError as error:
             log.warning("passing the rest through", error=str(error))
             sent = range(start, start + self._sending.sent - before)
@@ -188,12 +194,12 @@ async def _until(
         yield wanted
 
 
-def _spans(exchange: Exchange, digest: Digest, blob: Blob) -> list[Span]:
+def _byte_ranges(exchange: Exchange, digest: Digest, blob: Blob) -> list[ByteRange]:
     """Return the ranges to send, none for the whole; a body passed through is proven only whole."""
     size = blob.size
     headers = exchange.request.headers
     condition = headers.get("If-Range")
-    if size is None or isinstance(blob, Through) or condition not in (None, f'"{digest}"'):
+    if size is None or isinstance(blob, PassThroughBlob) or condition not in (None, f'"{digest}"'):
         return []
     return requested(headers.get("Range"), size)
 
@@ -202,9 +208,9 @@ def _response(exchange: Exchange, digest: Digest, parts: _Parts) -> StreamRespon
     headers = blob_headers(digest)
     if parts.is_multiple:
         headers["Content-Type"] = f"multipart/byteranges; boundary={parts.boundary}"
-    elif parts.spans:
-        headers["Content-Range"] = parts.content_range(parts.spans[0])
-    if parts.spans:
+    elif parts.byte_ranges:
+        headers["Content-Range"] = parts.content_range(parts.byte_ranges[0])
+    if parts.byte_ranges:
         exchange.status = 206
     response = StreamResponse(status=exchange.status, headers=exchange.headers(headers))
     length = parts.length()

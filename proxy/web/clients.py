@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 import structlog
 
 from proxy.runtime.metrics import CacheCounters
-from proxy.web.paced import Outbox
+from proxy.web.pacing import SendBuffer
 
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two checks of the connections, at most."""
@@ -24,7 +24,7 @@ _TCP_INFO: Final = struct.Struct("=24xI92xQ16xI")
 log = structlog.get_logger(__name__)
 
 
-class Delivery(NamedTuple):
+class SendProgress(NamedTuple):
     """Whether sent bytes are not acknowledged yet, and how many the client has acknowledged."""
 
     is_pending: bool
@@ -56,7 +56,7 @@ class Clients:
     """
 
     def __init__(self, counters: CacheCounters, patience: float = math.inf) -> None:
-        self.outbox = Outbox()
+        self.send_buffer = SendBuffer()
         self._counters = counters
         self._patience = patience
         self._open: dict[Client, tuple[int, float]] = {}
@@ -103,7 +103,7 @@ class Clients:
         sock = client.socket()
         if known is None or sock is None:
             return
-        found = delivery(sock)
+        found = send_progress(sock)
         if not found.is_pending or found.arrived != known[0]:
             self._open[client] = (found.arrived, now)
         elif now - known[1] >= self._patience:
@@ -111,11 +111,11 @@ class Clients:
             client.cut_off(f"nothing was read for {self._patience:g} seconds")
 
 
-def delivery(sock: socket.socket) -> Delivery:
+def send_progress(sock: socket.socket) -> SendProgress:
     """Return what a TCP connection has delivered; for other sockets nothing is pending."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         in_flight, arrived, unsent = _TCP_INFO.unpack(info)
     except (OSError, ValueError, struct.error):  # closed, or a kernel with a shorter struct
-        return Delivery(is_pending=False, arrived=0)
-    return Delivery(bool(in_flight or unsent), arrived)
+        return SendProgress(is_pending=False, arrived=0)
+    return SendProgress(bool(in_flight or unsent), arrived)

@@ -19,7 +19,7 @@ from proxy.core.errors import RequestInvalid
 from proxy.web.client_certificate import client_certificate
 from proxy.web.clients import Clients
 from proxy.web.closing import Linger
-from proxy.web.paced import PIECE, Outbox
+from proxy.web.pacing import PIECE, SendBuffer
 
 if TYPE_CHECKING:
     import asyncio
@@ -138,9 +138,9 @@ class Connection(RequestHandler):
         super().connection_lost(exc)
 
     @property
-    def outbox(self) -> Outbox:
+    def send_buffer(self) -> SendBuffer:
         """Accounts for long bodies while they are sent."""
-        return self._clients.outbox
+        return self._clients.send_buffer
 
     def socket(self) -> "socket.socket | None":
         """Return the socket, None once it is closed."""

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, assert_never
 from aiohttp.web import BaseRequest
 from multidict import CIMultiDict
 
-from proxy.access.audit import AuditLog, Verdict, carried
+from proxy.access.audit import AuditLog, Verdict, request_line_fields
 from proxy.access.limits import Client
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
@@ -24,8 +24,8 @@ from proxy.runtime.logs import RequestLog
 from proxy.runtime.metrics import Metrics, Outcome
 from proxy.runtime.spans import NoTracer, Tracer
 from proxy.upstream.registry import Upstream
-from proxy.web import audited
-from proxy.web.announced import Announcer
+from proxy.web import audit_events
+from proxy.web.announcer import Announcer
 
 COMMON_HEADERS: Final = {"Docker-Distribution-Api-Version": "registry/2.0", "Server": "millpond"}
 MAX_LOGGED: Final = 200
@@ -162,7 +162,7 @@ class Exchange:
             "user": _cut(self.principal.user) if self.principal else None,
             "policy": self.policy,
             "held_until": None if self.held_until is None else show_time(self.held_until),
-            "rule": audited.rule_text(self.denial) if self.denial else None,
+            "rule": audit_events.rule_text(self.denial) if self.denial else None,
             "agent": _cut(request.headers.get("User-Agent")),
         }
 
@@ -242,7 +242,7 @@ class Watchers(NamedTuple):
     tracer: Tracer = NoTracer()
 
 
-class Journal:
+class RequestRecorder:
     """Counts, logs and announces each request once, and logs failures of upstreams."""
 
     def __init__(
@@ -298,10 +298,10 @@ class Journal:
 
     def _log(self, exchange: Exchange, seconds: float) -> None:
         fields = exchange.fields()
-        event = audited.answered(exchange) if self.audit.is_on else None
+        event = audit_events.of_request(exchange) if self.audit.is_on else None
         if event is not None:
             if event.outcome is Verdict.ALLOWED and self.audits_in_request_lines:
-                fields |= carried(event)
+                fields |= request_line_fields(event)
             else:
                 self.audit.record(event)
         client = exchange.request.remote

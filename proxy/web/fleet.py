@@ -17,21 +17,28 @@ from proxy.core.errors import RegistryError, StorageError
 from proxy.core.names import Digest, Target
 from proxy.core.sources import Priority
 from proxy.fleet.leases import Leases
-from proxy.fleet.protocol import CONTENT_HEADER, MANIFESTS, NOT_YET, PREFIX, Facts, Question
+from proxy.fleet.protocol import (
+    CONTENT_HEADER,
+    MANIFESTS,
+    NOT_YET,
+    PREFIX,
+    ContentInfo,
+    ContentRequest,
+)
 from proxy.fleet.signatures import HEADER, Signer
 from proxy.repository.blobs import Blobs
 from proxy.repository.manifests import Manifests
-from proxy.repository.results import Local
+from proxy.repository.results import LocalBlob
 from proxy.runtime.part_counters import FleetCounters
 from proxy.web.in_flight import InFlight
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 from proxy.web.sendfile import ClientLeftError, Sending
 
 MAX_TRANSFERS: Final = 64
 WAIT_SECONDS: Final = 1.0
 """Seconds that a request waits for the registry's answer; then the replica asks again."""
 
-_MISSING: Final = Facts(None, is_public=False, is_confirmed=False)
+_MISSING: Final = ContentInfo(None, is_public=False, is_confirmed=False)
 
 log = structlog.get_logger(__name__)
 
@@ -71,54 +78,54 @@ class PeerServer:
         """Answer a request that is admitted."""
         answering = _Answering(self._signer, request, self.in_flight)
         try:
-            question = Question.parse(request.raw_path)
+            wanted = ContentRequest.parse(request.raw_path)
         except RegistryError:
-            question = None
-        if question is None:
+            wanted = None
+        if wanted is None:
             return answering.refuse(404)
         if self._transfers >= MAX_TRANSFERS:
             return answering.refuse(NOT_YET)
         self._transfers += 1
         try:
-            if question.kind == MANIFESTS:
-                return await self._manifest(question, answering)
-            return await self._blob(question, answering)
+            if wanted.kind == MANIFESTS:
+                return await self._manifest(wanted, answering)
+            return await self._blob(wanted, answering)
         finally:
             self._transfers -= 1
             self._counters.peer_bytes_sent += answering.sent
 
-    async def _manifest(self, question: Question, answering: "_Answering") -> StreamResponse:
+    async def _manifest(self, wanted: ContentRequest, answering: "_Answering") -> StreamResponse:
         """Answer with a manifest that this repository holds."""
-        target, digest = question.target, question.digest
+        target, digest = wanted.target, wanted.digest
         hit = await self._manifests.held(target, digest, "")
         if hit is None:
-            is_coming = question.live and self._leases.has(target.upstream, digest)
+            is_coming = wanted.live and self._leases.owns(target.upstream, digest)
             return answering.refuse(NOT_YET if is_coming else 404)
         is_public = await self._content.is_public(digest)
-        facts = Facts(
+        info = ContentInfo(
             len(hit.body), is_public, is_confirmed=True, media_type=hit.descriptor.media_type
         )
-        return answering.whole(facts, hit.body)
+        return answering.whole(info, hit.body)
 
-    async def _blob(self, question: Question, answering: "_Answering") -> StreamResponse:
-        target, digest = question.target, question.digest
+    async def _blob(self, wanted: ContentRequest, answering: "_Answering") -> StreamResponse:
+        target, digest = wanted.target, wanted.digest
         is_linked = await self._content.links.has(target, digest)
         held = await self._content.open(digest)
         if held is not None:
             is_public = await self._content.is_public(digest)
-            facts = Facts(held.size, is_public, is_linked)
-            local = Local(held)
+            info = ContentInfo(held.size, is_public, is_linked)
+            local = LocalBlob(held)
             try:
-                return await answering.body(facts, local, question.offset)
+                return await answering.body(info, local, wanted.offset)
             finally:
                 held.close()
-        reader = self._downloads.follow(target, digest) if question.live else None
-        if reader is None and question.begin:
+        reader = self._downloads.follow(target, digest) if wanted.live else None
+        if reader is None and wanted.begin:
             reader = await self._begun(target, digest)
         if reader is None:
             return answering.refuse(404)
         try:
-            return await self._arriving(question, reader, answering, is_linked=is_linked)
+            return await self._arriving(wanted, reader, answering, is_linked=is_linked)
         finally:
             reader.close()
 
@@ -130,7 +137,7 @@ class PeerServer:
             return None
 
     async def _arriving(
-        self, question: Question, reader: Reader, answering: "_Answering", *, is_linked: bool
+        self, wanted: ContentRequest, reader: Reader, answering: "_Answering", *, is_linked: bool
     ) -> StreamResponse:
         download = reader.download
         try:
@@ -140,9 +147,9 @@ class PeerServer:
             return answering.refuse(NOT_YET)
         except (RegistryError, StorageError):
             return answering.refuse(404)
-        is_confirmed = is_linked or download.target == question.target
-        facts = Facts(download.size, download.is_public, is_confirmed)
-        return await answering.body(facts, reader, question.offset)
+        is_confirmed = is_linked or download.target == wanted.target
+        info = ContentInfo(download.size, download.is_public, is_confirmed)
+        return await answering.body(info, reader, wanted.offset)
 
 
 class _Answering:
@@ -158,26 +165,28 @@ class _Answering:
         """Return a response without content."""
         return PacedResponse(status=status, headers=self._headers(status, _MISSING))
 
-    def whole(self, facts: Facts, body: bytes) -> Response:
+    def whole(self, info: ContentInfo, body: bytes) -> Response:
         """Return a response from memory."""
         self.sent = len(body)
-        return PacedResponse(body=body, headers=self._headers(200, facts))
+        return PacedResponse(body=body, headers=self._headers(200, info))
 
-    async def body(self, facts: Facts, source: Local | Reader, offset: int) -> StreamResponse:
+    async def body(
+        self, info: ContentInfo, source: LocalBlob | Reader, offset: int
+    ) -> StreamResponse:
         """Send a blob from ``offset`` on, as it arrives; hang up if it fails."""
-        if facts.size is not None and offset > facts.size:
+        if info.size is not None and offset > info.size:
             return self.refuse(404)
-        response = StreamResponse(headers=self._headers(200, facts))
-        if facts.size is None:
+        response = StreamResponse(headers=self._headers(200, info))
+        if info.size is None:
             response.enable_chunked_encoding()
         else:
-            response.content_length = facts.size - offset
+            response.content_length = info.size - offset
         with self._in_flight.transfer(self._request) as pace:
             sending = Sending(self._request, response, pace)
             try:
                 await sending.begin()
                 if self._request.method != "HEAD":
-                    await sending.file(source, offset, facts.size)
+                    await sending.file(source, offset, info.size)
                 await sending.finish()
             except (ClientLeftError, RegistryError, StorageError) as error:
                 log.debug("a transfer to a replica broke off", reason=str(error))
@@ -187,11 +196,11 @@ class _Answering:
                 self.sent = sending.sent
         return response
 
-    def _headers(self, status: int, facts: Facts) -> Mapping[str, str]:
+    def _headers(self, status: int, info: ContentInfo) -> Mapping[str, str]:
         header = self._request.headers[HEADER]
-        proof = self._signer.sign_response(header, status, facts.header)
+        proof = self._signer.sign_response(header, status, info.header)
         return {
             HEADER: proof,
-            CONTENT_HEADER: facts.header,
+            CONTENT_HEADER: info.header,
             "Content-Type": "application/octet-stream",
         }

@@ -64,7 +64,7 @@ class Transfer:
         self._request = request
         self.known = 0
 
-    async def turn(self, most: int) -> int:
+    async def acquire(self, most: int) -> int:
         """Return how many bytes may be sent; wait until enough are acknowledged."""
         while True:
             self.known = self._unacknowledged()
@@ -76,11 +76,11 @@ class Transfer:
         self.known += size
         return size
 
-    async def small_turn(self, size: int) -> None:
+    async def acquire_small(self, size: int) -> None:
         """Return at once."""
 
-    def give_back(self, size: int) -> None:
-        """Do nothing: the next turn looks at what was sent."""
+    def refund(self, size: int) -> None:
+        """Do nothing: the next call measures what was sent."""
 
     def _unacknowledged(self) -> int:
         """Return how many bytes the kernel keeps for this connection; 0 for one that is closed."""

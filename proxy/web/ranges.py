@@ -4,7 +4,7 @@ from typing import Final, NamedTuple
 
 from proxy.core.errors import RangeInvalid
 
-MAX_SPANS: Final = 256
+MAX_RANGES: Final = 256
 MAX_CHARACTERS: Final = 8192
 """Of the header. A longer one is treated like no header."""
 
@@ -12,36 +12,36 @@ _MAX_DIGITS: Final = 18
 _SPACE: Final = " \t"
 
 
-class Span(NamedTuple):
+class ByteRange(NamedTuple):
     """Bytes ``start`` up to, not including, ``stop``."""
 
     start: int
     stop: int
 
 
-def requested(header: str | None, size: int) -> list[Span]:
+def requested(header: str | None, size: int) -> list[ByteRange]:
     """Return the ranges that are asked for, in order, clamped to ``size`` bytes.
 
     Empty means the whole: no header, another unit, a malformed header, or ranges so many or so
     overlapping that the whole is less work. Raises ``RangeInvalid`` if all begin after the end.
     """
     specs = _specs(header or "")
-    if not 0 < len(specs) <= MAX_SPANS:
+    if not 0 < len(specs) <= MAX_RANGES:
         return []
-    spans = []
+    byte_ranges = []
     for spec in specs:
         first, dash, last = spec.partition("-")
         first, last = first.rstrip(_SPACE), last.lstrip(_SPACE)
         if not dash or not (first or last) or not (_is_offset(first) and _is_offset(last)):
             return []
-        span = _span(first, last, size)
-        if span.start < span.stop:
-            spans.append(span)
-    if not spans:
+        byte_range = _byte_range(first, last, size)
+        if byte_range.start < byte_range.stop:
+            byte_ranges.append(byte_range)
+    if not byte_ranges:
         raise RangeInvalid(f"{header} is outside a blob of {size} bytes", size=size)
-    if len(spans) > 1 and sum(stop - start for start, stop in spans) > size:
+    if len(byte_ranges) > 1 and sum(stop - start for start, stop in byte_ranges) > size:
         return []
-    return spans
+    return byte_ranges
 
 
 def _specs(header: str) -> list[str]:
@@ -58,7 +58,7 @@ def _is_offset(text: str) -> bool:
     return not text or (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS)
 
 
-def _span(first: str, last: str, size: int) -> Span:
+def _byte_range(first: str, last: str, size: int) -> ByteRange:
     if not first:
-        return Span(max(0, size - int(last)), size)
-    return Span(int(first), min(size, int(last) + 1) if last else size)
+        return ByteRange(max(0, size - int(last)), size)
+    return ByteRange(int(first), min(size, int(last) + 1) if last else size)

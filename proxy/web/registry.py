@@ -20,14 +20,14 @@ from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, parse_
 from proxy.core.policy import CacheDirective
 from proxy.core.routing import Router
 from proxy.repository import Cache
-from proxy.repository.results import Described, Manifest
+from proxy.repository.results import Manifest, ManifestHead
 from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome
 from proxy.upstream import hops
 from proxy.upstream.registry import PAGE_KEYS
-from proxy.web import replies, traced
+from proxy.web import replies, span_attributes
 from proxy.web.blob import send_blob
-from proxy.web.exchange import Exchange, Journal
+from proxy.web.exchange import Exchange, RequestRecorder
 from proxy.web.gate import Gate
 from proxy.web.redirects import may_redirect
 from proxy.web.response_cache import ResponseCache
@@ -48,13 +48,13 @@ class Registry:
         cache: Cache,
         *,
         gate: Gate,
-        journal: Journal,
+        recorder: RequestRecorder,
         responses: ResponseCache,
     ) -> None:
         self._router = router
         self._cache = cache
         self._gate, self._policies = gate, gate.policies
-        self._journal = journal
+        self._recorder = recorder
         self._responses = responses
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
@@ -69,12 +69,12 @@ class Registry:
         exchange = Exchange(request)
         request_ids.use(exchange.request_id)
         above, identify = await self._parent(request, identify)
-        with self._journal.tracer.request(traced.name(request), above) as span:
+        with self._recorder.tracer.request(span_attributes.name(request), above) as span:
             try:
                 return await self._respond(exchange, identify)
             finally:
                 if span is not None:
-                    span.add(traced.attributes(exchange))
+                    span.add(span_attributes.attributes(exchange))
                     if exchange.status >= 500:
                         span.fail(exchange.code or "")
 
@@ -96,8 +96,8 @@ class Registry:
     async def _respond(self, exchange: Exchange, identify: Identify) -> StreamResponse:
         request, revision = exchange.request, self._router.revision
         try:
-            if self._journal.audit.is_nearly_full:
-                await self._journal.audit.room()
+            if self._recorder.audit.is_nearly_full:
+                await self._recorder.audit.wait_for_room()
             return await self._answer(exchange, identify)
         except RegistryError as error:
             if isinstance(error, Unauthorized):
@@ -110,7 +110,7 @@ class Registry:
             log.exception("request failed unexpectedly", path=request.path)
             return replies.failed(exchange, RegistryError("internal error"))
         finally:
-            self._journal.record(exchange)
+            self._recorder.record(exchange)
             if revision == self._router.revision:  # else the name may resolve to another target
                 self._responses.learn(exchange)
 
@@ -177,7 +177,7 @@ class Registry:
         self._confirm(target, manifest)
         return manifest
 
-    async def _head(self, exchange: Exchange, target: Target, ref: str) -> Described:
+    async def _head(self, exchange: Exchange, target: Target, ref: str) -> ManifestHead:
         if is_digest(ref):
             described = await self._cache.manifests.head(target, Digest(ref), exchange.directive)
         else:
@@ -189,7 +189,7 @@ class Registry:
         self._confirm(target, described)
         return described
 
-    def _confirm(self, target: Target, answer: Manifest | Described) -> None:
+    def _confirm(self, target: Target, answer: Manifest | ManifestHead) -> None:
         """Start to confirm that upstream's repository has what the manifest lists.
 
         This repeats with each check of a tag, which compensates for a check that ended early.

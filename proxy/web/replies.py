@@ -9,11 +9,11 @@ from proxy.core.errors import RegistryError
 from proxy.core.manifests import OCI_INDEX
 from proxy.core.names import Digest
 from proxy.core.records import Descriptor
-from proxy.repository.results import Described, Listed, Manifest, Referrers, Sized
+from proxy.repository.results import BlobHead, Manifest, ManifestHead, NamePage, Referrers
 from proxy.runtime.metrics import Outcome
 from proxy.web.blob import blob_headers
 from proxy.web.exchange import Exchange
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 
 JSON = "application/json"
 
@@ -37,7 +37,7 @@ def manifest(exchange: Exchange, found: Manifest) -> Response:
     return response
 
 
-def described(exchange: Exchange, found: Described) -> Response:
+def described(exchange: Exchange, found: ManifestHead) -> Response:
     """Return the headers of a manifest."""
     exchange.answered(found.outcome, found.forward)
     exchange.fresh, exchange.stores = found.fresh, False
@@ -49,7 +49,7 @@ def described(exchange: Exchange, found: Described) -> Response:
     return Response(headers=exchange.headers(headers))
 
 
-def sized(exchange: Exchange, digest: Digest, found: Sized) -> Response:
+def sized(exchange: Exchange, digest: Digest, found: BlobHead) -> Response:
     """Return the headers of a blob."""
     exchange.answered(found.outcome)
     exchange.stores = False
@@ -69,7 +69,7 @@ def redirected(exchange: Exchange, digest: Digest, url: str) -> Response:
     return Response(status=307, headers=exchange.headers(headers))
 
 
-def listed(exchange: Exchange, found: Listed, document: dict[str, object], path: str) -> Response:
+def listed(exchange: Exchange, found: NamePage, document: dict[str, object], path: str) -> Response:
     """Return one page of a list, with a ``Link`` to the next page at this proxy."""
     exchange.answered(found.outcome, found.forward)
     headers = {"Content-Type": JSON, **_warning(found.warning)}

@@ -37,10 +37,10 @@ from proxy.core.policy import CacheDirective
 from proxy.repository.memory_lookup import Found
 from proxy.runtime import request_ids
 from proxy.runtime.metrics import Outcome
+from proxy.web.cached_requests import Form, Request, Response
 from proxy.web.connection import Connection
-from proxy.web.exchange import Exchange, Journal
+from proxy.web.exchange import Exchange, RequestRecorder
 from proxy.web.forwarded import TrustedProxies
-from proxy.web.remembered import Form, Request, Response
 
 MAX_REQUESTS: Final = 4096
 MAX_REQUEST_BYTES: Final = 2048
@@ -92,14 +92,14 @@ class ResponseCache:
         self,
         lookup: Lookup,
         guards: tuple[AccessControl, ClientLimits, Allowed, Confirmed],
-        journal: Journal,
+        recorder: RequestRecorder,
         trusted: TrustedProxies,
         resolve: Resolve,
     ) -> None:
         """``guards`` decide about requests, as ``Guards`` do."""
         self._lookup = lookup
         self._access, self._limits, self._policies, self._callers = guards
-        self._journal = journal
+        self._recorder = recorder
         self._trusted = trusted
         self._resolve = resolve
         self._hash = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=32)
@@ -147,7 +147,7 @@ class ResponseCache:
         )
 
     def _request(self, form: Form, target: Target, route: Route, ns: str | None) -> Request:
-        counters = self._journal.metrics.of(target.upstream)
+        counters = self._recorder.metrics.of(target.upstream)
         return Request(form, target, route, ns, counters, self._callers.is_needed(target))
 
     def _came_before(self, key: bytes) -> bool:
@@ -207,16 +207,16 @@ class ResponseCache:
         if known is None and self._came_before(key):
             _put(self._requests, key, request)
         self._access.count(decision)
-        self._journal.metrics.cache.prepared_answers += 1
+        self._recorder.metrics.cache.prepared_answers += 1
         request.counters.answered(Outcome.HIT, len(body), manifest=request.is_pull)
-        self._journal.metrics.tally.add(request.tallied, 1 if request.is_pull else len(body))
+        self._recorder.metrics.tally.add(request.tallied, 1 if request.is_pull else len(body))
         seconds = time.perf_counter() - started
         request.counters.timed(Outcome.HIT, seconds, seconds)
         request_id = form.request_id or request_ids.make()
         self._log(request, response, seconds, (request_id, principal.address))
-        if request.is_pull and self._journal.announcer.announces_pulls:
+        if request.is_pull and self._recorder.announcer.announces_pulls:
             digest = found.descriptor.digest
-            self._journal.announcer.repeated(request.audited, principal, digest, len(body))
+            self._recorder.announcer.repeated(request.audited, principal, digest, len(body))
         return response.headers(found.fresh, self._end(request_id)), body
 
     def _found(self, request: Request, principal: Principal) -> Found | None:
@@ -240,7 +240,7 @@ class ResponseCache:
     def _admits(self, principal: Principal, size: int) -> bool:
         """Count a response for its client, unless that must wait for its turn."""
         client = self._limits.counted(principal)
-        if self._journal.audit.is_nearly_full:
+        if self._recorder.audit.is_nearly_full:
             return False
         return client is None or client.try_request(size)
 
@@ -248,15 +248,15 @@ class ResponseCache:
         self, request: Request, response: Response, seconds: float, about: tuple[str, str | None]
     ) -> None:
         """Log and audit a response, in one line if possible; ``about``: its id and client."""
-        journal, fields = self._journal, response.fields
+        recorder, fields = self._recorder, response.fields
         request_id, client = about
-        if request.is_pull and journal.audit.is_on:
+        if request.is_pull and recorder.audit.is_on:
             audited, audited_fields = request.audit(response, response.fields["bytes"])
-            if journal.audits_in_request_lines:
+            if recorder.audits_in_request_lines:
                 fields = audited_fields
             else:
-                journal.audit.record(Recurrence(audited, time.time(), client))
-        journal.request_log.add(fields, seconds, client, request_id)
+                recorder.audit.record(Recurrence(audited, time.time(), client))
+        recorder.request_log.add(fields, seconds, client, request_id)
 
     def _end(self, request_id: str) -> bytes:
         """Return the id, the second's ``Date`` (RFC 9110 §6.6.1), and the end of the block."""

@@ -17,7 +17,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from proxy.core.errors import StorageError, is_disk_error
 from proxy.runtime import page_cache
 from proxy.runtime.executors import Pool, in_thread
-from proxy.web.paced import Pace
+from proxy.web.pacing import Pace
 
 CHUNK: Final = 128 * 1024
 """Size of one write, and of the buffered data, which takes four times as much memory under TLS."""
@@ -138,7 +138,7 @@ class Sending:
             try:
                 sent = os.sendfile(socket, fd, offset, cached_until - offset)
             except BlockingIOError:
-                self._give_back(cached_until - offset)
+                self._refund(cached_until - offset)
                 cached_until = offset  # evicted meanwhile if the client is slow
                 await _writable(socket)
                 continue
@@ -173,12 +173,12 @@ class Sending:
 
     async def _turn(self, most: int) -> int:
         """Return how many bytes may be sent now."""
-        return most if self._pace is None else await self._pace.turn(most)
+        return most if self._pace is None else await self._pace.acquire(most)
 
-    def _give_back(self, size: int) -> None:
+    def _refund(self, size: int) -> None:
         """Give back bytes of a turn, so that a slow reader holds up no other one of its client."""
         if self._pace is not None:
-            self._pace.give_back(size)
+            self._pace.refund(size)
 
 
 @contextmanager

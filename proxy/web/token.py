@@ -38,9 +38,9 @@ from proxy.core.errors import (
 )
 from proxy.core.names import parse_repo
 from proxy.core.routing import Router
-from proxy.web import audited
+from proxy.web import audit_events
 from proxy.web.gate import TOKEN_PATH, Guards, presented
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 
 MAX_FORM: Final = 32 * 1024
 MAX_FIELDS: Final = 100
@@ -105,7 +105,7 @@ class TokenEndpoint:
         principal = self._principal(login, request, certificate)
         await self._admit(request, principal)
         if login is not None and self._audit.is_on:
-            self._audit.record(audited.login(request, principal, None))
+            self._audit.record(audit_events.of_login(request, principal, None))
         self._access.preview(principal, Action.CONNECT, None).enforce()
         granted = self._granted(principal, asked, request.host)
         if login is not None:
@@ -154,7 +154,7 @@ class TokenEndpoint:
         if caller is not None:
             return caller
         if failure is not None and self._audit.is_on:
-            self._audit.record(audited.login(request, None, failure))
+            self._audit.record(audit_events.of_login(request, None, failure))
         anonymous = self._principal(None, request, certificate)
         may_stay = self._access.preview(anonymous, Action.CONNECT, None).is_allowed
         if failure is not None and not (asked.scopes and may_stay):
@@ -189,7 +189,7 @@ class TokenEndpoint:
             await client.admit()
         except RateLimited as error:
             if self._audit.is_on:
-                self._audit.record(audited.login(request, principal, error))
+                self._audit.record(audit_events.of_login(request, principal, error))
             raise
 
     def _principal(

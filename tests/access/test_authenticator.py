@@ -26,7 +26,7 @@ from proxy.access.htpasswd import parse as parse_users
 from proxy.access.keys import Keys
 from proxy.access.own_tokens import OwnTokens
 from proxy.access.principals import Method
-from proxy.access.sources import Sources, opened
+from proxy.access.sources import Sources, open_sources
 from proxy.core.errors import Overloaded, TooManyFailures, Unauthorized
 from proxy.settings.access import Access
 from tests.access.people import In, basic, bearer, dated, replace, write_token, write_users
@@ -58,7 +58,7 @@ class Files:
         return {"htpasswd_file": str(self.users), "tokens_file": str(self.tokens)}
 
     def sources(self) -> Sources:
-        return opened(Access.model_validate(self.settings()), no_issuer)
+        return open_sources(Access.model_validate(self.settings()), no_issuer)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.access import control
-from proxy.access.control import Decisions, Policy
+from proxy.access.control import DecisionCache, Policy
 from proxy.access.principals import OPERATOR, Principal
 from proxy.access.rules import Action, Decision
 from proxy.core.names import Repo, Target
@@ -35,7 +35,7 @@ class Counting:
 
 def test_what_matters_for_a_decision_keeps_it_apart() -> None:
     rules = Counting()
-    decisions = Decisions(rules)
+    decisions = DecisionCache(rules)
     different = [
         Principal(user=user, groups=groups, networks=networks, scopes=scopes)
         for user, groups, networks, scopes in itertools.product(
@@ -58,7 +58,7 @@ def test_what_matters_for_a_decision_keeps_it_apart() -> None:
 
 def test_the_address_does_not_matter_beyond_its_networks() -> None:
     rules = Counting()
-    decisions = Decisions(rules)
+    decisions = DecisionCache(rules)
     for number in range(100):
         decisions.decide(Principal(f"10.0.0.{number}"), Action.PULL, APP)
     assert rules.asked == 1
@@ -76,7 +76,7 @@ def test_an_operator_is_not_taken_for_an_anonymous_client() -> None:
 def test_decisions_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "MAX_DECISIONS", 10)
     rules = Counting()
-    decisions = Decisions(rules)
+    decisions = DecisionCache(rules)
     for number in range(20):
         decisions.decide(Principal(user=str(number)), Action.PULL, APP)
     decisions.decide(Principal(user="19"), Action.PULL, APP)

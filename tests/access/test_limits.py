@@ -122,7 +122,7 @@ async def test_bytes_are_shared_by_the_transfers_of_one_client() -> None:
 
     async def transfer(number: int) -> None:
         while sum(sent) < 2_000_000:
-            sent[number] += await eve.turn(1_000_000)
+            sent[number] += await eve.acquire(1_000_000)
             await asyncio.sleep(0)  # as every way of sending does
 
     async with asyncio.timeout(10):
@@ -136,13 +136,13 @@ async def test_a_cancelled_turn_costs_nothing() -> None:
     clock = Clock()
     eve = client(made(clock, bytes_per_second=100))  # so that no turn comes meanwhile
     assert eve.try_request(5000)
-    tasks = [asyncio.create_task(eve.turn(10_000_000)) for _ in range(1000)]
+    tasks = [asyncio.create_task(eve.acquire(10_000_000)) for _ in range(1000)]
     await until(lambda: eve.waiting == 1000)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
     clock.now += 60
-    await asyncio.wait_for(eve.turn(1), 30)
+    await asyncio.wait_for(eve.acquire(1), 30)
 
 
 async def test_a_small_body_never_waits_longer_than_clients_do(
@@ -150,7 +150,7 @@ async def test_a_small_body_never_waits_longer_than_clients_do(
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAIT", 0.05)
     eve = client(made(bytes_per_second=1024))
-    await asyncio.wait_for(eve.small_turn(1_000_000), 30)
+    await asyncio.wait_for(eve.acquire_small(1_000_000), 30)
 
 
 async def test_downloads_begin_in_order_and_then_are_refused(
@@ -228,9 +228,9 @@ async def test_new_limits_hold_for_clients_that_are_there() -> None:
     await until(lambda: eve.waiting == 1)
     limits.use(Access.model_validate({"limits": {"downloads": 2, "bytes_per_second": 5000}}))
     await asyncio.wait_for(waiting, 30)
-    assert await eve.turn(10**9) == module.LEAST_PIECE
+    assert await eve.acquire(10**9) == module.MIN_PIECE
     limits.use(Access())
-    assert await eve.turn(10**9) == 10**9
+    assert await eve.acquire(10**9) == 10**9
     assert eve.try_request(10**9)
 
 

@@ -71,7 +71,7 @@ async def test_a_renewed_file_builds_its_upstream_again(
 async def test_t67_a_replaced_upstream_finishes_its_download_and_is_closed_then(
     built: Upstreams, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstreams, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(upstreams, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(upstreams, "IDLE_SECONDS", 0.1)
     digest = upstream.add_blob(REPO, DATA)
     release = upstream.stall(1_000_000, kind="blob", reference=digest)

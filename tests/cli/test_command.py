@@ -5,7 +5,7 @@ import typer
 from typer.main import get_command
 
 from proxy.cli import cli
-from proxy.cli.client import Client, Refused
+from proxy.cli.client import Client, ErrorAnswer
 from proxy.cli.command import for_each, parsed_option
 from proxy.core.units import parse_seconds
 
@@ -26,7 +26,7 @@ async def test_the_highest_status_of_all_names_counts(
 ) -> None:
     async def act(_: Client, name: str) -> int:
         if name.isdigit():
-            raise Refused(int(name), f"{name!r} is refused" if name == "409" else "no")
+            raise ErrorAnswer(int(name), f"{name!r} is refused" if name == "409" else "no")
         return len(name)
 
     statuses = {409: 1, 404: 2}
@@ -35,7 +35,7 @@ async def test_the_highest_status_of_all_names_counts(
     assert await work(client) == 2
     assert capsys.readouterr().err == "millpond: '409' is refused\nmillpond: 404: no\n"
     assert await for_each(["a", "abc", "ab"], act)(client) == 3
-    with pytest.raises(Refused):
+    with pytest.raises(ErrorAnswer):
         await for_each(["a", "500", "b"], act, lambda error: statuses.get(error.status))(client)
 
 

@@ -120,6 +120,6 @@ async def test_a_stream_of_events_that_falls_silent_is_given_up(
     fake = FakeAdmin({"GET /-/events": [{}]}, held=0)
     async with fake.over_tcp(), client.connected(None, URL(fake.url), "there") as found:
         async with asyncio.timeout(20), found.events("/-/events", {}) as events:
-            with pytest.raises(client.Unanswered, match="there: no answer in time"):
+            with pytest.raises(client.NoAnswer, match="there: no answer in time"):
                 await anext(events)
         fake.release.set()

@@ -16,7 +16,7 @@ NGINX = "docker.io/library/nginx:1.27"
 
 @pytest.fixture
 def events(proxy: Proxy) -> Events:
-    found: Events = proxy.app.operating.events
+    found: Events = proxy.app.operator_api.events
     return found
 
 
@@ -50,17 +50,17 @@ def test_a_kind_that_is_none(tmp_path: Path) -> None:
 
 async def test_follow_goes_on_after_a_restart(start: Start) -> None:
     proxy = await start()
-    proxy.app.operating.events.emit(EventKind.EVICTED, "sha256:1")
+    proxy.app.operator_api.events.emit(EventKind.EVICTED, "sha256:1")
     async with begun("events", "--follow", "--storage", str(proxy.storage)) as process:
         assert "sha256:1" in await printed(process)
-        proxy.app.operating.events.emit(EventKind.PULL, NGINX, client="10.0.0.1")
+        proxy.app.operator_api.events.emit(EventKind.PULL, NGINX, client="10.0.0.1")
         assert NGINX in await printed(process)
         await proxy.close()
         assert process.stderr is not None
         async with asyncio.timeout(60):
             assert "trying again" in (await process.stderr.readline()).decode()
         again = await start()
-        again.app.operating.events.emit(EventKind.CORRUPT, "sha256:2")
+        again.app.operator_api.events.emit(EventKind.CORRUPT, "sha256:2")
         assert "sha256:2" in await printed(process)
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 60) == 130

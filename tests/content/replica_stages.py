@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.app.fleet import Exchange
+from proxy.app.fleet import ContentExchange
 from proxy.core.errors import UpstreamUnavailable
 from proxy.core.names import Digest, Target
 from proxy.core.sources import Body, Piece, Priority, Source
@@ -185,7 +185,9 @@ async def replica_stage(
             peers = exchange.peers
             if kind == "redis":
                 small = Small(
-                    SmallBlobs(fleet(other).store, SIZE, other.app.content.look), server, patch
+                    SmallBlobs(fleet(other).store, SIZE, other.app.content.read_untouched),
+                    server,
+                    patch,
                 )
                 await small.fill()
                 yield small
@@ -193,7 +195,7 @@ async def replica_stage(
                 await acquainted(one, other)
                 assert (await one.get(f"/v2/library/app/blobs/{LAYER}")).body == DATA
                 await one.settled()
-                yield Holder(peers.holding, blob_file(one.storage, LAYER), patch)
+                yield Holder(peers.replicas, blob_file(one.storage, LAYER), patch)
             else:
                 fetching = await _fetching(kind, exchange, (one, other), upstream)
                 yield fetching
@@ -201,9 +203,9 @@ async def replica_stage(
 
 
 async def _fetching(
-    kind: str, exchange: Exchange, replicas: tuple[Proxy, Proxy], upstream: FakeUpstream
+    kind: str, exchange: ContentExchange, replicas: tuple[Proxy, Proxy], upstream: FakeUpstream
 ) -> Fetching:
     if kind == "replica that fetches":
-        return Fetching(exchange.peers.following, replicas[0], upstream)
+        return Fetching(exchange.peers.lease_holder, replicas[0], upstream)
     await acquainted(*replicas)
-    return Rescue(exchange.peers.rescuing, replicas[0], upstream)
+    return Rescue(exchange.peers.rescue, replicas[0], upstream)

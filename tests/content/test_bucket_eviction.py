@@ -9,7 +9,7 @@ import pytest
 
 from proxy.app.bucket import read_secret, stores
 from proxy.content.bucket_eviction import BucketEvictor
-from proxy.content.shelf import Shelf
+from proxy.content.local_storage import LocalStorage
 from proxy.core.manifests import OCI_MANIFEST
 from proxy.core.names import Digest, sha256
 from proxy.settings import Bucket
@@ -30,9 +30,9 @@ class Full:
         opening = stores(configured, read_secret(configured))
         self.client = BucketClient("test", opening, held.counters)
         self.recency = LocalRecency(held.clock)
-        shelf = Shelf(held.store, held.index, held.counters, held.clock)
+        local_storage = LocalStorage(held.store, held.index, held.counters, held.clock)
         self.evictor = BucketEvictor(
-            self.client, shelf, self.recency, limit=limit, protected=held._protected
+            self.client, local_storage, self.recency, limit=limit, protected=held._protected
         )
         self.digests: list[Digest] = []
 

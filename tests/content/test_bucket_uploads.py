@@ -11,7 +11,7 @@ import pytest
 from proxy.app.bucket import read_secret, stores
 from proxy.content import bucket_uploads
 from proxy.content.bucket_uploads import Uploads
-from proxy.content.shelf import Shelf
+from proxy.content.local_storage import LocalStorage
 from proxy.core.names import sha256
 from proxy.runtime.supervisor import running_beside
 from proxy.settings import Bucket
@@ -29,8 +29,8 @@ async def copying(
     """Copy what is stored, for as long as the context is open."""
     settings = Bucket.model_validate(bucket.settings())
     client = BucketClient("test", stores(settings, read_secret(settings)), held.counters)
-    shelf = Shelf(held.store, held.index, held.counters, held.clock)
-    uploads = Uploads(client, shelf, smallest=smallest, sweep=lambda *_: 0)
+    local_storage = LocalStorage(held.store, held.index, held.counters, held.clock)
+    uploads = Uploads(client, local_storage, smallest=smallest, sweep=lambda *_: 0)
     held.content.on_stored.append(uploads.add)
     async with running_beside(uploads.run(), "uploads"):
         yield uploads, client
@@ -107,7 +107,7 @@ async def test_too_much_that_waits_is_found_by_the_next_start(
     with bucket.server.stopped():
         async with copying(held, bucket) as (uploads, _):
             everything = {await held.hold(bytes([number]) * 100) for number in range(20)}
-            assert uploads.pending <= 3 + bucket_uploads.AT_ONCE
+            assert uploads.pending <= 3 + bucket_uploads.CONCURRENCY
             await asyncio.sleep(0)
             monkeypatch.setattr(bucket_uploads, "GRACE_SECONDS", 0.05)
             monkeypatch.setattr(bucket_uploads, "STOP_SECONDS", 0.05)
@@ -129,4 +129,4 @@ async def test_uploads_take_a_bounded_share_of_the_cable(
             await asyncio.sleep(0.002)
         took = time.monotonic() - began
     assert took > 0.7, "a megabyte, a quarter of it at once"
-    assert most <= bucket_uploads.AT_ONCE
+    assert most <= bucket_uploads.CONCURRENCY

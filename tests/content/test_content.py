@@ -24,7 +24,7 @@ async def drop(cache: Held, digest: Digest) -> None:
 
 
 async def set_aside(cache: Held, digest: Digest) -> None:
-    await cache.content.faults.set_aside(digest, {"reason": "a test"})
+    await cache.content.faults.quarantine(digest, {"reason": "a test"})
 
 
 async def evict(cache: Held, _: Digest) -> None:
@@ -151,7 +151,7 @@ async def test_a_download_stored_during_the_adoption_is_not_taken_for_an_orphan(
     for number in range(3):
         file_without_a_row(cache, number, 20)
     stored: list[Digest] = []
-    scan, open_file, settled = cache.store.scan, cache.store.open, cache.evictor.settled
+    scan, open_file, settled = cache.store.scan, cache.store.open, cache.evictor.subtract_orphan
     landing: list[asyncio.Task[None]] = []
     too_low: list[int] = []
 
@@ -175,7 +175,7 @@ async def test_a_download_stored_during_the_adoption_is_not_taken_for_an_orphan(
 
     monkeypatch.setattr(cache.store, "scan", scan_with_a_download)
     monkeypatch.setattr(cache.store, "open", open_and_index)
-    monkeypatch.setattr(cache.evictor, "settled", settled_then_weighed)
+    monkeypatch.setattr(cache.evictor, "subtract_orphan", settled_then_weighed)
     await cache.content.reconciler.reconcile()
     assert landing
     assert not too_low

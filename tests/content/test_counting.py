@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.content import eviction
-from proxy.content.reservations import NoRoom
+from proxy.content.reservations import NoSpace
 from proxy.core.errors import StorageError
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK
@@ -36,19 +36,19 @@ async def test_t05_what_a_killed_process_left_is_counted_before_the_first_downlo
         cache = await begun(stack, tmp_path, clock)
         await cache.content.reconciler.reconcile()
         await cache.blocks(1, 10)
-        landed = killed_before_its_row(cache, 2, 30)
-        await cache.index.loosen_files([landed])
-        await cache.index.loosen_files([sha256(b"of this the file never came")])
+        is_proven = killed_before_its_row(cache, 2, 30)
+        await cache.index.add_loose_files([is_proven])
+        await cache.index.add_loose_files([sha256(b"of this the file never came")])
         evicted = await cache.blocks(3, 20)
         await cache.index.drop_blobs([evicted])  # and its file is not yet deleted
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock)
         assert cache.evictor.used == 60 * BLOCK, "at once, without a look at all files"
-        with pytest.raises(NoRoom):
+        with pytest.raises(NoSpace):
             await cache.evictor.reserve(51 * BLOCK)
         (await cache.evictor.reserve(50 * BLOCK)).release()
-        assert set(await cache.index.loose_files()) == {landed, evicted}
-        assert await cache.content.holds(landed), "it is adopted when it is asked for"
+        assert set(await cache.index.loose_files()) == {is_proven, evicted}
+        assert await cache.content.holds(is_proven), "it is adopted when it is asked for"
         assert cache.evictor.used == 50 * BLOCK
         await cache.content.reconciler.reconcile()
         assert cache.evictor.used == 50 * BLOCK
@@ -70,7 +70,7 @@ async def test_t05_orphans_that_are_not_adopted_yet_are_looked_for_at_the_next_s
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock)
         monkeypatch.setattr(eviction, "COUNT_SECONDS", 0.01)
-        with pytest.raises(NoRoom, match="counted"):
+        with pytest.raises(NoSpace, match="counted"):
             await cache.evictor.reserve(BLOCK)
         await cache.content.reconciler.reconcile()
         assert cache.evictor.used == 30 * BLOCK
@@ -92,9 +92,9 @@ async def test_t05_a_lost_index_tells_no_bound_so_the_first_download_waits_for_t
         others = asyncio.create_task(cache.evictor.reserve(30 * BLOCK))
         await asyncio.sleep(0.05)
         assert not asking.done()
-        cache.evictor.found(50 * BLOCK)
+        cache.evictor.set_orphans(50 * BLOCK)
         reservation = await asking
-        with pytest.raises(NoRoom):
+        with pytest.raises(NoSpace):
             await others
         reservation.release()
 
@@ -104,22 +104,22 @@ async def test_nothing_is_evicted_before_the_count(
 ) -> None:
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock)
-        cache.evictor.found(0)
+        cache.evictor.set_orphans(0)
         held = [await cache.blocks(number) for number in range(10)]
     async with AsyncExitStack() as stack:
         cache = await begun(stack, tmp_path, clock, low_mark=0.5, high_mark=0.5)
         enforcing = asyncio.create_task(cache.evictor.enforce(clock()))
         monkeypatch.setattr(eviction, "COUNT_SECONDS", 0.01)
-        with pytest.raises(NoRoom, match="counted"):
+        with pytest.raises(NoSpace, match="counted"):
             await cache.evictor.reserve(10 * BLOCK)
         assert await cache.on_disk() == set(held)
-        cache.evictor.found(0)
+        cache.evictor.set_orphans(0)
         await enforcing
         assert await cache.on_disk() == set(held[5:])
 
 
 async def test_a_later_look_that_fails_does_not_stop_eviction(cache: Held) -> None:
     held = [await cache.blocks(number) for number in range(10)]
-    cache.evictor.not_found("the directory cannot be listed")
+    cache.evictor.report_unreadable("the directory cannot be listed")
     (await cache.evictor.reserve(10 * BLOCK)).release()
     assert await cache.on_disk() == set(held[1:])

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.content.downloads import Downloads, Reader
 from proxy.content.fetching import Fetch
-from proxy.content.reservations import Arrival
+from proxy.content.reservations import BodyReservation
 from proxy.content.writer import MAX_WAITING, STEP
 from proxy.core.errors import ContentMismatch, UpstreamUnavailable
 from proxy.core.names import Digest, Repo, Target, sha256
@@ -377,9 +377,9 @@ async def test_t50_room_is_wanted_for_bytes_that_have_come_not_for_where_they_be
     piece, middle = 64 * 1024, len(far) // 2
     starts = [start for at in range(0, middle, piece) for start in (at, middle + at)]
     source = Pieces([Piece(at, far[at : at + piece]) for at in starts], len(far))
-    grow, wanted, taken = Arrival.grow, list[int](), list[int]()
+    grow, wanted, taken = BodyReservation.grow, list[int](), list[int]()
 
-    async def watched(room: Arrival, size: int) -> None:
+    async def watched(room: BodyReservation, size: int) -> None:
         wanted.append(size)
         assert size <= source.given + 4 * 4096
         await grow(room, size)
@@ -389,7 +389,7 @@ async def test_t50_room_is_wanted_for_bytes_that_have_come_not_for_where_they_be
 
     reader = field.join_from(source, sha256(far))
     await reader.download.opened()
-    monkeypatch.setattr(Arrival, "grow", watched)
+    monkeypatch.setattr(BodyReservation, "grow", watched)
     assert await everything(reader) == far
     assert len(taken) > 100
     assert all(used <= most for used, most in zip(taken, wanted, strict=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy.content import eviction
-from proxy.content.reservations import NoRoom
+from proxy.content.reservations import NoSpace
 from proxy.core.names import Digest, sha256
 from proxy.core.records import BLOCK, BlobRecord, disk_bytes
 from proxy.index import Position
@@ -67,14 +67,14 @@ async def test_the_limit_holds_at_every_moment(cache: Held, tmp_path: Path) -> N
 
 async def test_what_can_never_fit_evicts_nothing(cache: Held) -> None:
     held = await cache.blocks(1)
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         await cache.evictor.reserve(LIMIT + 1)
     assert await cache.on_disk() == {held}
 
 
 async def test_what_is_promised_to_others_cannot_be_had(cache: Held) -> None:
     others = await cache.evictor.reserve(LIMIT)
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         await cache.evictor.reserve(1)
     others.release()
     others.release()
@@ -88,7 +88,7 @@ async def test_a_promise_grows_and_keeps_what_it_has_when_it_cannot(cache: Held)
     await growing.grow(BLOCK + 1)
     await growing.grow(1)
     assert cache.evictor.used == 2 * BLOCK
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         await growing.grow(LIMIT + 1)
     assert cache.evictor.used == 2 * BLOCK
     growing.release()
@@ -154,7 +154,7 @@ async def test_what_is_spared_stays_and_the_rest_goes(cache: Held) -> None:
         await cache.blocks(number)
     assert set(held[:4]) <= await cache.on_disk()
     assert cache.evictor.used == LIMIT
-    with pytest.raises(NoRoom, match="nothing is left to evict"):
+    with pytest.raises(NoSpace, match="nothing is left to evict"):
         await cache.evictor.reserve(61 * BLOCK)
     assert await cache.on_disk() == set(held[:4])
 
@@ -162,7 +162,7 @@ async def test_what_is_spared_stays_and_the_rest_goes(cache: Held) -> None:
 async def test_quarantine_counts_into_the_limit(cache: Held, tmp_path: Path) -> None:
     for number in range(25):
         digest = await cache.blocks(number)
-        await cache.content.faults.set_aside(digest, {"reason": "it has gone bad"})
+        await cache.content.faults.quarantine(digest, {"reason": "it has gone bad"})
         places = [tmp_path / "quarantine", tmp_path / "blobs/sha256"]
         files = [path for place in places for path in place.iterdir()]
         taken = sum(disk_bytes(path.stat().st_size) for path in files)
@@ -172,7 +172,7 @@ async def test_quarantine_counts_into_the_limit(cache: Held, tmp_path: Path) -> 
 
 async def test_quarantine_goes_before_content(cache: Held, tmp_path: Path) -> None:
     held = [await cache.blocks(number) for number in range(9)]
-    kept = await cache.content.faults.set_aside(held[0], {"reason": "a test"})
+    kept = await cache.content.faults.quarantine(held[0], {"reason": "a test"})
     assert kept is not None
     assert cache.evictor.used == 91 * BLOCK, "it counts, and so does its note"
     held.append(await cache.blocks(9))
@@ -215,7 +215,7 @@ async def test_a_disk_that_deletes_nothing_is_full_and_nothing_is_forgotten(
 
     monkeypatch.setattr(os, "unlink", fails)
     for _ in range(3):
-        with pytest.raises(NoRoom):
+        with pytest.raises(NoSpace):
             await cache.evictor.reserve(LIMIT)
     assert await cache.on_disk() == held
     assert cache.index.usage().files == len(held)

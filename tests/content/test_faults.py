@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.content.checks import at_once
-from proxy.content.reservations import NoRoom
+from proxy.content.checks import no_pause
+from proxy.content.reservations import NoSpace
 from proxy.core.errors import StorageError
 from proxy.core.manifests import OCI_MANIFEST
 from proxy.core.names import Digest
@@ -29,9 +29,9 @@ async def cache(tmp_path: Path, clock: Clock) -> AsyncIterator[Held]:
 
 
 def test_a_full_cache_is_no_failure_of_the_disk(cache: Held) -> None:
-    cache.content.faults.trouble(NoRoom("no room"))
+    cache.content.faults.count_error(NoSpace("no room"))
     assert cache.counters.storage_errors == 0
-    cache.content.faults.trouble(StorageError("the disk failed"))
+    cache.content.faults.count_error(StorageError("the disk failed"))
     assert cache.counters.storage_errors == 1
 
 
@@ -56,7 +56,7 @@ async def test_content_without_a_file_can_be_dropped(cache: Held) -> None:
 
 async def test_content_that_is_set_aside_has_its_note_beside_it(cache: Held) -> None:
     digest = await cache.blocks(1)
-    path = await cache.content.faults.set_aside(digest, NOTE)
+    path = await cache.content.faults.quarantine(digest, NOTE)
     assert path is not None
     assert Path(path).stat().st_size == 10 * BLOCK
     [text] = await cache.content.faults.notes()
@@ -69,7 +69,7 @@ async def test_content_that_is_set_aside_has_its_note_beside_it(cache: Held) -> 
 async def test_without_room_for_the_note_the_content_is_kept_all_the_same(cache: Held) -> None:
     digest = await cache.blocks(1)
     others = await cache.evictor.reserve(LIMIT - 10 * BLOCK)
-    path = await cache.content.faults.set_aside(digest, NOTE)
+    path = await cache.content.faults.quarantine(digest, NOTE)
     assert path is not None
     assert Path(path).exists()
     assert await cache.content.faults.notes() == []
@@ -78,7 +78,7 @@ async def test_without_room_for_the_note_the_content_is_kept_all_the_same(cache:
 
 async def test_the_room_of_a_note_is_given_back(cache: Held) -> None:
     for number in range(3):
-        await cache.content.faults.set_aside(await cache.blocks(number), NOTE)
+        await cache.content.faults.quarantine(await cache.blocks(number), NOTE)
     cache.store.quarantine.empty()
     (await cache.evictor.reserve(LIMIT)).release()
 
@@ -90,8 +90,8 @@ async def test_content_that_cannot_be_set_aside_is_deleted(
         raise StorageError("no quarantine")
 
     digest = await cache.blocks(1)
-    monkeypatch.setattr(cache.store.quarantine, "take", full)
-    assert await cache.content.faults.set_aside(digest, NOTE) is None
+    monkeypatch.setattr(cache.store.quarantine, "add", full)
+    assert await cache.content.faults.quarantine(digest, NOTE) is None
     assert await cache.on_disk() == set()
     assert cache.evictor.used == 0
 
@@ -99,7 +99,7 @@ async def test_content_that_cannot_be_set_aside_is_deleted(
 async def test_content_is_not_found_again_while_it_is_being_set_aside(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taking, go_on, take = threading.Event(), threading.Event(), cache.store.quarantine.take
+    taking, go_on, take = threading.Event(), threading.Event(), cache.store.quarantine.add
 
     def slow(digest: Digest, note: str) -> str:
         taking.set()
@@ -107,8 +107,8 @@ async def test_content_is_not_found_again_while_it_is_being_set_aside(
         return take(digest, note)
 
     digest = await cache.blocks(1)
-    monkeypatch.setattr(cache.store.quarantine, "take", slow)
-    leaving = asyncio.create_task(cache.content.faults.set_aside(digest, NOTE))
+    monkeypatch.setattr(cache.store.quarantine, "add", slow)
+    leaving = asyncio.create_task(cache.content.faults.quarantine(digest, NOTE))
     try:
         await until(taking.is_set)
         assert cache.path(digest).exists()
@@ -125,10 +125,10 @@ async def test_a_check_leaves_in_the_page_cache_what_was_used_today(
     left: list[int] = []
     monkeypatch.setattr(page_cache, "forget", lambda fd, start, stop: left.append(stop - start))
     digest = await cache.blocks(1)
-    assert (await cache.content.faults.check(digest, at_once)).problem is None
+    assert (await cache.content.faults.check(digest, no_pause)).problem is None
     assert left == []
     cache.clock.advance(86_401)
-    assert (await cache.content.faults.check(digest, at_once)).problem is None
+    assert (await cache.content.faults.check(digest, no_pause)).problem is None
     assert sum(left) == 10 * BLOCK
     assert (cache.counters.verified, cache.counters.verified_bytes) == (2, 20 * BLOCK)
 
@@ -145,5 +145,5 @@ async def test_a_check_leaves_in_the_page_cache_what_belongs_to_an_image_used_to
     cache.clock.advance(86_401)
     cache.index.touch(manifest)
     await cache.index.uses.flush()
-    assert (await cache.content.faults.check(digest, at_once)).problem is None
+    assert (await cache.content.faults.check(digest, no_pause)).problem is None
     assert left == []

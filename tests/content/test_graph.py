@@ -35,7 +35,7 @@ async def test_children_are_listed_and_not_known_differs_from_none(cache: Held) 
     assert await graph.children(Digest(IMAGE.config)) == ()
     assert await graph.children(Digest(LOOSE.digest)) == ()
     unknown = Descriptor(LOOSE.media_type, Digest(LOOSE.digest), len(LOOSE.manifest))
-    await cache.content.keep(unknown, LOOSE.manifest, None)
+    await cache.content.store_manifest(unknown, LOOSE.manifest, None)
     assert await graph.children(unknown.digest) is None
     assert await graph.listed(unknown.digest) == ()
 
@@ -66,11 +66,11 @@ async def test_what_others_list_is_told_apart_from_what_only_these_list(cache: H
     await cache.image("app:2", shared)
     both = {Digest(IMAGE.digest), Digest(shared.digest), Digest(IMAGE.config)}
     graph = cache.content.graph
-    assert await graph.listed_besides(both, both) == set()
+    assert await graph.listed_by_others(both, both) == set()
     rest = both - {shared.digest}
-    assert await graph.listed_besides(rest, rest) == {IMAGE.digest}
-    assert await graph.listed_besides([], both) == set()
-    assert await graph.listed_besides([Digest(IMAGE.config)], set()) == {IMAGE.config}
+    assert await graph.listed_by_others(rest, rest) == {IMAGE.digest}
+    assert await graph.listed_by_others([], both) == set()
+    assert await graph.listed_by_others([Digest(IMAGE.config)], set()) == {IMAGE.config}
 
 
 async def test_untagged_manifests_are_those_that_nothing_names(cache: Held) -> None:

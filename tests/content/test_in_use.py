@@ -138,7 +138,7 @@ async def test_what_is_in_use_is_known_after_a_restart_until_it_ends(
         feeds = cache.feeds()
         await feeds.report("node1", f"app:1\nsha256:{HEX}", 60)
         await feeds.report("node2", "app:2", 10)
-        await feeds.keep()
+        await feeds.save()
     clock.advance(20)
     async with opened(tmp_path, clock) as cache:
         feeds = cache.feeds()
@@ -148,7 +148,7 @@ async def test_what_is_in_use_is_known_after_a_restart_until_it_ends(
         assert [str(image) for image in feeds.images()] == [f"{HUB}/app:1", f"sha256:{HEX}"]
         clock.advance(40)
         assert feeds.all() == []
-        await feeds.keep()
+        await feeds.save()
         assert await cache.index.note("in use") == []
 
 
@@ -215,7 +215,7 @@ async def test_a_file_that_is_configured_no_longer_holds_nothing(
         feeds = cache.feeds(file)
         await feeds.load()
         await feeds.report("node1", "app:2", 60)
-        await feeds.keep()
+        await feeds.save()
     file.unlink()
     async with opened(tmp_path / "cache", clock) as cache:
         again = cache.feeds(file)

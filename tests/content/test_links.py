@@ -53,7 +53,7 @@ async def test_presumed_links_end_with_the_process(tmp_path: Path, clock: Clock)
 
 async def test_only_public_content_that_is_held_is_linked_by_a_claim(cache: Held) -> None:
     private, public = await cache.hold(PRIVATE), sha256(PUBLIC)
-    await cache.content.keep(Descriptor("", public, len(PUBLIC)), PUBLIC, is_public=True)
+    await cache.content.store_manifest(Descriptor("", public, len(PUBLIC)), PUBLIC, is_public=True)
     absent = sha256(b"nobody has this")
     links = cache.content.links
     await links.add_public(TARGET, [private, public, absent])

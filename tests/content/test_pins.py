@@ -345,11 +345,11 @@ async def test_what_has_come_is_spared_once_looking_again_costs_little(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pins = await loaded(cache, "*/new:*")
-    monkeypatch.setattr(module, "_REST", 1e9)
+    monkeypatch.setattr(module, "_PAUSE_FACTOR", 1e9)
     assert await pins.protected() == set()
     await cache.image("new:1", ONE)
     assert await pins.protected() == set(), "after a long look, not at once"
-    monkeypatch.setattr(module, "_REST", 0.0)
+    monkeypatch.setattr(module, "_PAUSE_FACTOR", 0.0)
     pins = await loaded(cache, "*/new:*")
     assert await pins.protected() == tree(ONE)
     await cache.image("new:2", TWO)

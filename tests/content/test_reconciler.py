@@ -257,14 +257,14 @@ async def test_a_file_that_vanishes_before_it_is_adopted_counts_no_more(
 ) -> None:
     digest = lay(cache, b"gone in a moment")
     counted: list[int] = []
-    found = cache.evictor.found
+    found = cache.evictor.set_orphans
 
     def vanish(orphans: int) -> None:
         found(orphans)
         counted.append(cache.evictor.used)
         cache.path(digest).unlink()
 
-    monkeypatch.setattr(cache.evictor, "found", vanish)
+    monkeypatch.setattr(cache.evictor, "set_orphans", vanish)
     await cache.content.reconciler.reconcile()
     assert counted == [BLOCK]
     assert cache.evictor.used == 0
@@ -331,7 +331,7 @@ async def test_an_orphan_is_counted_once_while_it_is_adopted(
 async def test_a_second_copy_counts_until_its_readers_have_left(cache: Held) -> None:
     data = b"{}".ljust(BLOCK)
     digest = await cache.hold(data)
-    room = await cache.evictor.arrival("docker.io", len(data))
+    room = await cache.evictor.reserve_body("docker.io", len(data))
     await room.grow(len(data))
     spool = await cache.store.spool(digest, None)
     spool.write(data, 0)
@@ -349,7 +349,7 @@ async def test_content_that_arrives_during_the_scan_is_no_orphan(
 ) -> None:
     data = b"on its way"
     lay(cache, data)
-    scan, found = cache.store.scan, cache.evictor.found
+    scan, found = cache.store.scan, cache.evictor.set_orphans
     counted = []
 
     async def then_hold() -> AsyncIterator[Any]:
@@ -363,6 +363,6 @@ async def test_content_that_arrives_during_the_scan_is_no_orphan(
         counted.append(cache.evictor.used)
 
     monkeypatch.setattr(cache.store, "scan", then_hold)
-    monkeypatch.setattr(cache.evictor, "found", watched)
+    monkeypatch.setattr(cache.evictor, "set_orphans", watched)
     await cache.content.reconciler.reconcile()
     assert set(counted) == {BLOCK}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from proxy.content import free_space
-from proxy.content.reservations import NoRoom
+from proxy.content.reservations import NoSpace
 from proxy.core.errors import StorageError
 from proxy.core.records import BLOCK
 from tests.fakes.clock import Clock
@@ -34,7 +34,7 @@ async def test_others_on_the_disk_make_the_limit_smaller(
         assert cache.evictor.limit == LIMIT, "max_size holds as well"
         free = 0
         assert cache.evictor.limit == 0
-        with pytest.raises(NoRoom):
+        with pytest.raises(NoSpace):
             await cache.evictor.reserve(1)
 
 
@@ -63,15 +63,15 @@ async def test_no_more_than_a_little_is_written_on_an_old_look_at_the_free_space
         free = 6000 * BLOCK
         assert cache.evictor.admits("good", 2000 * BLOCK)
         free = 320 * BLOCK
-        body = await cache.evictor.arrival("good", None)
-        with pytest.raises(NoRoom):
+        body = await cache.evictor.reserve_body("good", None)
+        with pytest.raises(NoSpace):
             await body.grow(301 * BLOCK)
         body.release()
         free = 6000 * BLOCK
         assert cache.evictor.admits("good", 2000 * BLOCK)
         free = 320 * BLOCK
         small = 0
-        with suppress(NoRoom):
+        with suppress(NoSpace):
             while small < 600:
                 await cache.evictor.reserve(BLOCK)
                 small, free = small + 1, free - BLOCK
@@ -85,7 +85,7 @@ async def test_bytes_that_have_come_are_no_longer_counted_as_a_lead(
     async with opened(tmp_path, clock, max_size=6400 * BLOCK, min_free=20 * BLOCK) as cache:
         free = 1000 * BLOCK
         monkeypatch.setattr(cache.store, "free", lambda: free)
-        arrival = await cache.evictor.arrival("good", 700 * BLOCK)
+        arrival = await cache.evictor.reserve_body("good", 700 * BLOCK)
         for _ in range(700):
             await arrival.grow((1000 * BLOCK - free) + BLOCK)
             free -= BLOCK

@@ -11,7 +11,7 @@ import yaml
 
 from proxy.core.units import parse_seconds
 from proxy.services import image_files
-from proxy.services.image_files.found import Build
+from proxy.services.image_files.results import Build
 from tests.deploy.cluster import (
     CHART,
     DEPLOY,

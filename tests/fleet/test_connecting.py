@@ -68,6 +68,6 @@ async def test_a_master_that_no_sentinel_knows_is_a_redis_that_is_away(watched: 
     async with connected(unknown) as store:
         with pytest.raises(FleetUnavailable):
             await store.run("PING")
-        assert store.is_away
+        assert store.is_unreachable
     async with connected(watched.url) as store:
         assert await store.run("PING")

@@ -22,7 +22,7 @@ def _watch_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def feeds(replica: Proxy) -> Feeds:
-    found: Feeds = replica.app.admin._control._services.feeds
+    found: Feeds = replica.app.admin._actions._services.feeds
     return found
 
 

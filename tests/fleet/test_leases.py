@@ -6,7 +6,7 @@ import pytest
 
 from proxy.core.names import Digest, sha256
 from proxy.fleet import leases as lease_module
-from proxy.fleet.leases import HOLDERS, HOLDERS_SECONDS, Held, Lease, Leases, Progress
+from proxy.fleet.leases import HOLDERS, HOLDERS_SECONDS, Lease, LeaseHolder, Leases, Progress
 from proxy.fleet.store import Argument, Store
 from proxy.runtime.supervisor import running_beside
 from tests.fleet.conftest import connected
@@ -40,7 +40,7 @@ def b(store: Store) -> Leases:
 async def freed(leases: Leases, digest: Digest = DIGEST) -> Lease:
     """Return the lease once it can be had."""
     async with asyncio.timeout(30):
-        while not isinstance(taken := await leases.take(HUB, digest), Lease):
+        while not isinstance(taken := await leases.acquire(HUB, digest), Lease):
             await asyncio.sleep(0.02)
     return taken
 
@@ -49,7 +49,7 @@ async def freed(leases: Leases, digest: Digest = DIGEST) -> Lease:
 async def kept(leases: Leases, progress: Progress | None) -> AsyncIterator[list[Progress | None]]:
     """Keep leases; the progress may be changed in the list."""
     now = [progress]
-    async with running_beside(leases.keep(lambda *_: now[0]), "keep"):
+    async with running_beside(leases.renew_forever(lambda *_: now[0]), "keep"):
         yield now
 
 
@@ -68,9 +68,9 @@ async def renewed(store: Store) -> None:
 
 
 async def test_one_replica_gets_the_lease_and_the_others_its_address(a: Leases, b: Leases) -> None:
-    assert isinstance(await a.take(HUB, DIGEST), Lease)
-    held = await b.take(HUB, DIGEST)
-    assert isinstance(held, Held)
+    assert isinstance(await a.acquire(HUB, DIGEST), Lease)
+    held = await b.acquire(HUB, DIGEST)
+    assert isinstance(held, LeaseHolder)
     assert held.address == A
     assert await b.holder(HUB, DIGEST) == held
     assert await a.holder(HUB, DIGEST) is None
@@ -78,23 +78,23 @@ async def test_one_replica_gets_the_lease_and_the_others_its_address(a: Leases, 
 
 async def test_of_many_at_once_one_gets_it(store: Store) -> None:
     replicas = [Leases(store, f"http://10.0.0.{i}:5000") for i in range(20)]
-    taken = await asyncio.gather(*(one.take(HUB, DIGEST) for one in replicas))
+    taken = await asyncio.gather(*(one.acquire(HUB, DIGEST) for one in replicas))
     assert sum(isinstance(one, Lease) for one in taken) == 1
 
 
 async def test_upstreams_and_digests_have_leases_apart(a: Leases, b: Leases) -> None:
-    assert isinstance(await a.take(HUB, DIGEST), Lease)
-    assert isinstance(await b.take("quay.io", DIGEST), Lease)
-    assert isinstance(await b.take(HUB, sha256(b"y")), Lease)
+    assert isinstance(await a.acquire(HUB, DIGEST), Lease)
+    assert isinstance(await b.acquire("quay.io", DIGEST), Lease)
+    assert isinstance(await b.acquire(HUB, sha256(b"y")), Lease)
 
 
 async def test_a_lease_that_ends_is_free_at_once_and_names_who_stored_it(
     a: Leases, b: Leases
 ) -> None:
-    await a.take(HUB, DIGEST)
+    await a.acquire(HUB, DIGEST)
     a.stored(DIGEST)
     await a.close()
-    lease = await b.take(HUB, DIGEST)
+    lease = await b.acquire(HUB, DIGEST)
     assert isinstance(lease, Lease)
     assert lease.holders == (A,)
     assert b.holders(HUB, DIGEST) == (A,)
@@ -103,43 +103,43 @@ async def test_a_lease_that_ends_is_free_at_once_and_names_who_stored_it(
 
 
 async def test_only_the_owner_releases_a_lease(a: Leases, b: Leases) -> None:
-    await a.take(HUB, DIGEST)
+    await a.acquire(HUB, DIGEST)
     b._held[HUB, DIGEST] = Lease(f"{B} stale", (), 0.0)
     await b.close()
-    assert isinstance(await b.take(HUB, DIGEST), Held)
+    assert isinstance(await b.acquire(HUB, DIGEST), LeaseHolder)
 
 
 async def test_no_bytes_no_lease(a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "LEASE_SECONDS", SHORT)
-    await a.take(HUB, DIGEST, seconds=1000)
+    await a.acquire(HUB, DIGEST, seconds=1000)
     async with kept(a, Progress(1000, is_complete=False)):
         await freed(b)
 
 
 async def test_a_lease_lasts_while_bytes_flow(a: Leases, b: Leases, store: Store) -> None:
-    await a.take(HUB, DIGEST, seconds=0)
+    await a.acquire(HUB, DIGEST, seconds=0)
     async with kept(a, Progress(1, is_complete=False)) as progress:
         for written in range(2, 6):
             await shorten(store)
             progress[0] = Progress(written, is_complete=False)
             await renewed(store)
-            assert isinstance(await b.take(HUB, DIGEST), Held)
+            assert isinstance(await b.acquire(HUB, DIGEST), LeaseHolder)
 
 
 @pytest.mark.parametrize("progress", [None, Progress(5, is_complete=True)])
 async def test_a_lease_lasts_before_the_first_byte_and_after_the_last(
     a: Leases, b: Leases, store: Store, progress: Progress | None
 ) -> None:
-    await a.take(HUB, DIGEST)
+    await a.acquire(HUB, DIGEST)
     async with kept(a, progress):
         for _ in range(4):
             await shorten(store)
             await renewed(store)
-            assert isinstance(await b.take(HUB, DIGEST), Held)
+            assert isinstance(await b.acquire(HUB, DIGEST), LeaseHolder)
 
 
 async def test_a_lease_that_redis_forgot_comes_back(a: Leases, b: Leases, store: Store) -> None:
-    await a.take(HUB, DIGEST)
+    await a.acquire(HUB, DIGEST)
     async with kept(a, None):
         await store.run("FLUSHALL")
         async with asyncio.timeout(30):
@@ -151,11 +151,11 @@ async def test_a_lease_that_another_replica_took_over_is_not_renewed(
     a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease_module, "LEASE_SECONDS", SHORT)
-    await a.take(HUB, DIGEST)
+    await a.acquire(HUB, DIGEST)
     monkeypatch.setattr(lease_module, "LEASE_SECONDS", LONG)
     await freed(b)
     async with kept(b, None), kept(a, None), asyncio.timeout(30):
-        while a.has(HUB, DIGEST):
+        while a.owns(HUB, DIGEST):
             await asyncio.sleep(0.01)
         held = await a.holder(HUB, DIGEST)
     assert held is not None
@@ -165,7 +165,7 @@ async def test_a_lease_that_another_replica_took_over_is_not_renewed(
 async def test_a_renewal_that_comes_after_the_end_leaves_no_lease(
     a: Leases, b: Leases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await a.take(HUB, DIGEST)
+    await a.acquire(HUB, DIGEST)
     renew, is_late = a._renew, asyncio.Event()
 
     async def late(keys: Sequence[str], arguments: Sequence[Argument]) -> object:
@@ -182,9 +182,9 @@ async def test_a_renewal_that_comes_after_the_end_leaves_no_lease(
 
 
 async def test_a_replica_that_ends_releases_its_leases(a: Leases, b: Leases) -> None:
-    await a.take(HUB, DIGEST)
+    await a.acquire(HUB, DIGEST)
     await a.close()
-    assert isinstance(await b.take(HUB, DIGEST), Lease)
+    assert isinstance(await b.acquire(HUB, DIGEST), Lease)
 
 
 async def test_few_holders_are_remembered_and_not_for_ever(store: Store) -> None:
@@ -198,17 +198,17 @@ async def test_few_holders_are_remembered_and_not_for_ever(store: Store) -> None
 
 
 async def test_a_lease_of_an_earlier_life_is_replaced(a: Leases, store: Store) -> None:
-    await a.take(HUB, DIGEST)
-    assert isinstance(await Leases(store, A).take(HUB, DIGEST), Lease)
+    await a.acquire(HUB, DIGEST)
+    assert isinstance(await Leases(store, A).acquire(HUB, DIGEST), Lease)
     longer = Leases(store, A + "1")
-    assert isinstance(await longer.take(HUB, DIGEST), Held)
+    assert isinstance(await longer.acquire(HUB, DIGEST), LeaseHolder)
 
 
 async def test_without_redis_there_is_no_lease(redis: Redis) -> None:
     async with connected(redis.url) as store:
         redis.kill()
         leases = Leases(store, A)
-        assert await leases.take(HUB, DIGEST) is None
+        assert await leases.acquire(HUB, DIGEST) is None
         assert await leases.holder(HUB, DIGEST) is None
         leases.stored(DIGEST)
         await leases.close()

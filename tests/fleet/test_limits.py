@@ -60,7 +60,9 @@ async def test_a_429_to_one_stops_all(join: Join, upstream: FakeUpstream) -> Non
     assert (await first.get("/v2/app/manifests/latest")).status == 429
 
     async def knows() -> bool:
-        return bool(second.app.admin._upstreams["docker.io"].circuit_breaker.told()["cooling"])
+        return bool(
+            second.app.admin._upstreams["docker.io"].circuit_breaker.shared_state()["cooling"]
+        )
 
     await soon(knows, WITHIN)
     upstream.heal()
@@ -108,24 +110,24 @@ async def test_without_redis_each_replica_has_its_own_limits(
     await holds(knows)
 
 
-class Limited:
+class LimitedUpstream:
     """An upstream that notes what it is told."""
 
     def __init__(self) -> None:
         self.heard: list[Mapping[str, object]] = []
 
-    def told(self) -> dict[str, object]:
+    def shared_state(self) -> dict[str, object]:
         return {"remaining": 1}
 
-    def hear(self, told: Mapping[str, object], seconds_ago: float) -> None:
+    def apply_shared_state(self, state: Mapping[str, object], seconds_ago: float) -> None:
         del seconds_ago
-        self.heard.append(told)
+        self.heard.append(state)
 
 
 async def test_the_limits_of_single_clients_are_told_to_nobody_and_believed_of_nobody(
     store: Store, redis: Redis
 ) -> None:
-    own, shared = Limited(), Limited()
+    own, shared = LimitedUpstream(), LimitedUpstream()
     limits = SharedLimits(store, {"own": own, "shared": shared}, lambda name: name == "shared")
     async with running_beside(limits.follow(), "follow"):
         for name in ("own", "shared"):

@@ -163,7 +163,7 @@ async def test_a_replica_that_stalls_is_left_at_the_next_byte(
     one, other = await replica(), await replica()
     await acquainted(one, other)
     assert await source(one) == "registry"
-    turn, turns = Transfer.turn, 0
+    turn, turns = Transfer.acquire, 0
 
     async def stuck(self: Transfer, most: int) -> int:
         nonlocal turns
@@ -172,7 +172,7 @@ async def test_a_replica_that_stalls_is_left_at_the_next_byte(
             await asyncio.sleep(3600)
         return await turn(self, most)
 
-    monkeypatch.setattr(Transfer, "turn", stuck)
+    monkeypatch.setattr(Transfer, "acquire", stuck)
     upstream.clear()
     assert await source(other) == "peer", "where the first byte came from"
     (rest,) = [one for one in upstream.requests if one.kind == "blob" and one.method == "GET"]

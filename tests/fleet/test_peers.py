@@ -12,7 +12,14 @@ from proxy.core.errors import BlobUnknown, UpstreamUnavailable
 from proxy.core.manifests import MAX_SIZE
 from proxy.core.names import Digest, Repo, Target
 from proxy.fleet.peers import NotYet, Peers
-from proxy.fleet.protocol import BLOBS, CONTENT_HEADER, MANIFESTS, NOT_YET, Facts, Question
+from proxy.fleet.protocol import (
+    BLOBS,
+    CONTENT_HEADER,
+    MANIFESTS,
+    NOT_YET,
+    ContentInfo,
+    ContentRequest,
+)
 from proxy.fleet.signatures import HEADER, Signer
 from proxy.runtime.part_counters import FleetCounters
 from tests.fakes import content
@@ -21,16 +28,18 @@ from tests.fakes.clock import Clock
 SECRET, OTHER = b"0123456789abcdef", b"another secret.."
 IMAGE = content.image(1)
 TARGET = Target("docker.io", Repo("library/app"))
-MANIFEST = Question(MANIFESTS, TARGET, Digest(IMAGE.digest))
-BLOB = Question(BLOBS, TARGET, Digest(IMAGE.layers[0]), live=True)
-WHOLE = Facts(len(IMAGE.manifest), is_public=True, is_confirmed=True, media_type=IMAGE.media_type)
+MANIFEST = ContentRequest(MANIFESTS, TARGET, Digest(IMAGE.digest))
+BLOB = ContentRequest(BLOBS, TARGET, Digest(IMAGE.layers[0]), live=True)
+WHOLE = ContentInfo(
+    len(IMAGE.manifest), is_public=True, is_confirmed=True, media_type=IMAGE.media_type
+)
 
 
 @dataclass
 class Answers:
     """What the other replica answers, signed with ``secret``."""
 
-    facts: Facts = WHOLE
+    info: ContentInfo = WHOLE
     body: bytes = IMAGE.manifest
     status: int = 200
     secret: bytes | None = SECRET
@@ -39,10 +48,10 @@ class Answers:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(request.path)
-        headers = {CONTENT_HEADER: self.facts.header, **self.more}
+        headers = {CONTENT_HEADER: self.info.header, **self.more}
         if self.secret is not None:
             signer, proof = Signer(self.secret, "", Clock()), request.headers[HEADER]
-            headers[HEADER] = signer.sign_response(proof, self.status, self.facts.header)
+            headers[HEADER] = signer.sign_response(proof, self.status, self.info.header)
         response = web.StreamResponse(status=self.status, headers=headers)
         await response.prepare(request)
         with suppress(ConnectionError):  # it may have heard enough
@@ -91,8 +100,8 @@ async def test_one_that_does_not_prove_itself_is_believed_nothing(
 async def test_a_proof_is_good_for_what_it_says(
     peers: Peers, address: str, answers: Answers
 ) -> None:
-    private = Facts(len(IMAGE.manifest), is_public=False, is_confirmed=False)
-    answers.facts = private
+    private = ContentInfo(len(IMAGE.manifest), is_public=False, is_confirmed=False)
+    answers.info = private
     answers.more = {CONTENT_HEADER: WHOLE.header}  # somebody in between says more
     with pytest.raises(UpstreamUnavailable, match="does not prove itself"):
         await peers.manifest(address, MANIFEST)
@@ -118,7 +127,7 @@ async def test_a_redirect_leads_nowhere(peers: Peers, address: str, answers: Ans
 async def test_a_manifest_that_is_not_confirmed_for_the_repository_is_not_taken(
     peers: Peers, address: str, answers: Answers
 ) -> None:
-    answers.facts = Facts(len(IMAGE.manifest), is_public=True, is_confirmed=False)
+    answers.info = ContentInfo(len(IMAGE.manifest), is_public=True, is_confirmed=False)
     assert await peers.manifest(address, MANIFEST) is None
 
 
@@ -137,7 +146,7 @@ async def test_a_manifest_that_is_too_long_is_not_read(
 ) -> None:
     read: list[Digest] = []
     peers.on_wrong.append(lambda _, digest, __: read.append(digest))
-    answers.facts = Facts(MAX_SIZE + 1, is_public=True, is_confirmed=True, media_type="a/b")
+    answers.info = ContentInfo(MAX_SIZE + 1, is_public=True, is_confirmed=True, media_type="a/b")
     answers.body = bytes(MAX_SIZE + 1)
     assert await peers.manifest(address, MANIFEST) is None
     assert not read
@@ -147,7 +156,7 @@ async def test_a_manifest_that_is_too_long_is_not_read(
 async def test_a_body_that_is_too_short_is_not_complete(
     peers: Peers, address: str, answers: Answers, size: int | None
 ) -> None:
-    answers.facts = Facts(size, is_public=True, is_confirmed=True)
+    answers.info = ContentInfo(size, is_public=True, is_confirmed=True)
     body = await peers.open(address, BLOB)
     if size is None:
         assert b"".join([piece.data async for piece in body.pieces()]) == IMAGE.manifest

@@ -24,7 +24,7 @@ def _watch_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pins(replica: Proxy) -> Pins:
-    found: Pins = replica.app.admin._control.pins
+    found: Pins = replica.app.admin._actions.pins
     return found
 
 

@@ -35,7 +35,7 @@ class Rows:
     def message(self, name: str, value: bytes) -> bytes:
         return name.encode()
 
-    def heard(self, message: bytes) -> Iterable[str]:
+    def names_in(self, message: bytes) -> Iterable[str]:
         return message.decode().split(" ")
 
     def has_ended(self, value: bytes) -> bool:
@@ -97,4 +97,4 @@ async def test_names_that_wait_are_bounded(store: Store, monkeypatch: pytest.Mon
     monkeypatch.setattr(shared_rows, "MAX_ROWS", 3)
     shared = SharedRows(store, Rows())
     shared._on_message(b" ".join(str(number).encode() for number in range(100)))
-    assert len(shared._heard) == 3
+    assert len(shared._reported) == 3

@@ -4,7 +4,7 @@ from collections import Counter
 
 from proxy.core.names import Digest
 from proxy.fleet import small_content
-from proxy.fleet.leases import Held
+from proxy.fleet.leases import LeaseHolder
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.fleet.sharing import asked, holds
@@ -126,7 +126,7 @@ async def test_a_cold_miss_costs_at_most_four_commands(
     upstream.add("library/app", IMAGE)
     proxy, other = await replica(), await replica()
     await acquainted(proxy, other)
-    await until(lambda: not fleet(proxy).store.is_away)
+    await until(lambda: not fleet(proxy).store.is_unreachable)
     for path, stored in ((MANIFEST, "set"), (blob(SMALL), "set"), (blob(LARGE), "release")):
         before = sent(proxy)
         assert (await proxy.get(path)).status == 200
@@ -161,7 +161,7 @@ async def test_a_replica_that_reads_redis_needs_no_lease(
     exchange = fleet(proxy).exchange
     assert exchange is not None
     assert (await proxy.get(blob(SMALL))).status == 200
-    assert not isinstance(await exchange.leases.take("docker.io", SMALL), Held)
+    assert not isinstance(await exchange.leases.acquire("docker.io", SMALL), LeaseHolder)
     assert upstream.bodies(SMALL) == 0
 
 

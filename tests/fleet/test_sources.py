@@ -142,7 +142,7 @@ async def test_private_content_is_confirmed_for_each_repository(
 
 async def test_a_cold_miss_costs_few_commands_of_redis(replica: StartReplica) -> None:
     a = await replica()
-    await until(lambda: not fleet(a).store.is_away)
+    await until(lambda: not fleet(a).store.is_unreachable)
     counted = fleet(a).store._counters.redis_commands
     before = counted.copy()
     await warm(a)

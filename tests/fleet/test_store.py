@@ -79,18 +79,18 @@ async def test_a_redis_that_hangs_is_left_alone_in_time(redis: Redis, real_limit
         with pytest.raises(FleetUnavailable):
             await store.run("PING")
         assert time.monotonic() - started < 20, "on a loaded machine"
-        assert store.is_away
+        assert store.is_unreachable
         redis.resume()
-        await until(lambda: not store.is_away)
+        await until(lambda: not store.is_unreachable)
         assert await store.run("PING")
 
 
 async def test_redis_is_used_again_once_it_is_back(redis: Redis) -> None:
     async with connected(redis.url) as store:
         redis.kill()
-        await until(lambda: store.is_away)
+        await until(lambda: store.is_unreachable)
         redis.start()
-        await until(lambda: not store.is_away)
+        await until(lambda: not store.is_unreachable)
         assert await store.run("PING")
 
 
@@ -103,7 +103,7 @@ async def test_a_subscription_gets_messages_and_is_told_of_gaps(redis: Redis) ->
         await store.publish("tags", b"one")
         await until(lambda: heard == [b"one"])
         redis.kill()
-        await until(lambda: store.is_away)
+        await until(lambda: store.is_unreachable)
         redis.start()
         await until(lambda: gaps == [0, 1])
         await store.publish("tags", b"two")

@@ -108,7 +108,7 @@ async def test_the_history_is_bounded_and_names_each_digest_once_in_a_row(store:
     facts, key = TagStore(store), (NGINX, Tag("latest"))
     for number in range(130):
         await facts.settle(fact(Tag("latest"), number // 2, 1000.0 + number), "")
-    [past] = await facts.pasts([key])
+    [past] = await facts.histories([key])
     assert past is not None
     history = past.entries[:-1]
     assert [one.digest for one in history] == [sha256(str(n).encode()) for n in range(14, 64)]

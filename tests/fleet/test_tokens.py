@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.fleet.store import Store
-from proxy.fleet.tokens import LEAST_SECONDS, TokenVault
+from proxy.fleet.tokens import MIN_SECONDS, TokenVault
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.fleet.sharing import Join, asked
@@ -37,11 +37,11 @@ async def test_a_token_that_is_about_to_expire_is_given_to_nobody(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vault = TokenVault(store, b"s" * 32)
-    await vault.put("short", TOKEN, LEAST_SECONDS)
+    await vault.put("short", TOKEN, MIN_SECONDS)
     assert await vault.get("short") is None
     await vault.put(USE, TOKEN, 100)
     now = store.now()
-    monkeypatch.setattr(store, "now", lambda: now + 100 - LEAST_SECONDS)
+    monkeypatch.setattr(store, "now", lambda: now + 100 - MIN_SECONDS)
     assert await vault.get(USE) is None
 
 

@@ -69,7 +69,7 @@ class SqliteFiles:
 
     async def open(self) -> SqliteIndex:
         await self.close()
-        self._index = SqliteIndex(self.path, clock=self._clock, on_trouble=self._trouble)
+        self._index = SqliteIndex(self.path, clock=self._clock, on_error=self._trouble)
         return await self._stack.enter_async_context(self._index)
 
     async def close(self) -> None:

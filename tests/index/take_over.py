@@ -17,7 +17,7 @@ def kill(*_: Any, **__: Any) -> None:
 
 
 async def main(path: Path) -> None:
-    async with SqliteIndex(path, clock=time.time, on_trouble=lambda: None):
+    async with SqliteIndex(path, clock=time.time, on_error=lambda: None):
         pass
 
 

@@ -59,7 +59,7 @@ async def test_dropped_content_is_gone_and_who_holds_it_upstream_stays_known(fil
 
 async def test_a_file_is_loose_until_it_has_a_row_or_is_forgotten(files: Files) -> None:
     index = await files.open()
-    await index.loosen_files(digests(1, 2, 3))
+    await index.add_loose_files(digests(1, 2, 3))
     async for index in opened(files):
         assert set(await index.loose_files()) == set(digests(1, 2, 3))
     await index.set_blob(blob(1))
@@ -68,7 +68,7 @@ async def test_a_file_is_loose_until_it_has_a_row_or_is_forgotten(files: Files) 
     await index.drop_blobs(digests(4, 5))
     async for index in opened(files):
         assert set(await index.loose_files()) == set(digests(2, 3, 4, 5)), "rows go before files"
-    await index.forget_files(digests(2, 4))
+    await index.delete_loose_files(digests(2, 4))
     async for index in opened(files):
         assert set(await index.loose_files()) == set(digests(3, 5))
 

@@ -37,7 +37,7 @@ class Files:
 
     @asynccontextmanager
     async def opened(self, max_bytes: int = expiring.MAX_BYTES) -> AsyncIterator[ExpiringRows]:
-        async with ExpiringRows(self.path, on_trouble=self._trouble, max_bytes=max_bytes) as rows:
+        async with ExpiringRows(self.path, on_error=self._trouble, max_bytes=max_bytes) as rows:
             yield rows
 
     def execute(self, statement: str, *values: object) -> list[Any]:

@@ -96,7 +96,7 @@ async def test_notes_and_loose_files_are_on_the_disk_once_they_are_written(
     index = await files.open()
     await index.set_tag(NGINX, LATEST, tagged(1, 1.0))
     await index.set_note("a", 1)
-    await index.loosen_files([digest(1)])
+    await index.add_loose_files([digest(1)])
     await index.set_tag(NGINX, LATEST, tagged(1, 2.0))
     assert syncs.levels == [1, 2, 2, 1], "FULL for notes and loose files, NORMAL for the rest"
     await files.close()
@@ -167,7 +167,7 @@ async def test_the_room_of_much_that_was_dropped_is_given_back(
     digests = [digest(number) for number in range(3000)]
     await asyncio.gather(*(index.set_blob(BlobRecord(one, 1, None, 1.0)) for one in digests))
     await index.drop_blobs(digests)
-    await index.forget_files(digests)
+    await index.delete_loose_files(digests)
     async with asyncio.timeout(60):
         while (tmp_path / "index" / "index.db").stat().st_size > 400_000:
             await asyncio.sleep(0.01)
@@ -179,7 +179,7 @@ async def test_the_oldest_rows_go_when_the_file_is_too_large(
 ) -> None:
     monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.02)
     limit = 1_000_000
-    index = SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None, max_bytes=limit)
+    index = SqliteIndex(tmp_path / "index", clock=clock, on_error=lambda: None, max_bytes=limit)
     async with index:
         await index.set_blob(manifest(1, clock()), listing(2))
         await index.link(NGINX, [digest(1)])
@@ -207,7 +207,7 @@ async def test_tags_of_held_content_go_when_nothing_else_is_left(
 ) -> None:
     monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.02)
     limit = 1_000_000
-    index = SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None, max_bytes=limit)
+    index = SqliteIndex(tmp_path / "index", clock=clock, on_error=lambda: None, max_bytes=limit)
     async with index:
         await index.set_blob(manifest(1, clock()), ())
         number = 0

@@ -70,7 +70,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> FailingDatabase:
 class Opened:
     def __init__(self, path: Path, clock: Clock) -> None:
         self.troubles = 0
-        self.index = SqliteIndex(path, clock=clock, on_trouble=self.trouble)
+        self.index = SqliteIndex(path, clock=clock, on_error=self.trouble)
 
     def trouble(self) -> None:
         self.troubles += 1
@@ -127,7 +127,7 @@ STEPS: dict[str, Step] = {
     "trees": lambda index: index.trees([digest(1)]),
     "weights": lambda index: index.weights([digest(1)]),
     "listings": lambda index: index.listings([digest(2)]),
-    "listed_besides": lambda index: index.listed_besides([digest(2)], set()),
+    "listed_by_others": lambda index: index.listed_by_others([digest(2)], set()),
     "blobs": lambda index: index.blobs(None, 5),
     "incomplete": lambda index: index.incomplete(None, 5),
     "untagged": lambda index: index.untagged(None, 5),
@@ -144,7 +144,7 @@ RAISING = {
     "add_images",
     "weights",
     "listings",
-    "listed_besides",
+    "listed_by_others",
     "blobs",
     "incomplete",
     "untagged",

@@ -149,7 +149,7 @@ async def test_a_take_over_without_room_leaves_everything(
 
         patched.setattr("proxy.index.name_rows.set_note", fail)
         troubles: list[int] = []
-        index = SqliteIndex(path, clock=clock, on_trouble=lambda: troubles.append(1))
+        index = SqliteIndex(path, clock=clock, on_error=lambda: troubles.append(1))
         async with index:
             assert index.failure is not None
         assert troubles == [1]

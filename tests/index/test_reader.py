@@ -25,7 +25,7 @@ def pointing(digest: Digest) -> TagRecord:
 
 @pytest.fixture
 async def index(tmp_path: Path) -> AsyncIterator[SqliteIndex]:
-    index = SqliteIndex(tmp_path, clock=lambda: 1.0, on_trouble=lambda: None)
+    index = SqliteIndex(tmp_path, clock=lambda: 1.0, on_error=lambda: None)
     index.generations = Generations()
     async with index:
         await index.set_blob(BlobRecord(ONE, 7, None, 1.0, is_public=False))

@@ -61,6 +61,6 @@ async def test_what_other_manifests_list_besides(files: Files) -> None:
     index = await files.open()
     for number, below in ((1, (2, 3)), (4, (3, 5))):
         await index.set_blob(manifest(number), listing(*below))
-    assert await index.listed_besides(digests(1, 2, 3), {*digests(1, 2, 3)}) == {*digests(3)}
-    assert await index.listed_besides(digests(1, 2, 3, 4), {*digests(1, 2, 3, 4)}) == set()
-    assert await index.listed_besides(digests(2, 9), {*digests(2, 9)}) == {*digests(2)}
+    assert await index.listed_by_others(digests(1, 2, 3), {*digests(1, 2, 3)}) == {*digests(3)}
+    assert await index.listed_by_others(digests(1, 2, 3, 4), {*digests(1, 2, 3, 4)}) == set()
+    assert await index.listed_by_others(digests(2, 9), {*digests(2, 9)}) == {*digests(2)}

@@ -99,7 +99,7 @@ async def test_warm_blobs_are_not_evicted_while_the_disk_takes_no_times(
 ) -> None:
     disk = FailingDatabase(monkeypatch)
     troubles: list[None] = []
-    index = SqliteIndex(tmp_path, clock=clock, on_trouble=lambda: troubles.append(None))
+    index = SqliteIndex(tmp_path, clock=clock, on_error=lambda: troubles.append(None))
     async with index:
         await fill(index, clock)
         index.touch(digest(12))

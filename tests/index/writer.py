@@ -12,7 +12,7 @@ from tests.index.indexes import NGINX, digest, listing, manifest, tagged
 
 async def main(path: Path) -> None:
     numbers = iter(range(1_000_000))
-    async with SqliteIndex(path, clock=time.time, on_trouble=lambda: None) as index:
+    async with SqliteIndex(path, clock=time.time, on_error=lambda: None) as index:
 
         async def write() -> None:
             for number in numbers:

@@ -11,9 +11,9 @@ from proxy import policies
 from proxy.core.errors import ConfigError
 from proxy.policies import images
 from proxy.policies.images import Images
-from proxy.policies.rules import Facts
+from proxy.policies.rules import ImageFacts
 from proxy.policies.signatures import Signatures
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import CLIENT_KEY
 from proxy.settings import Settings
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -400,8 +400,8 @@ async def test_what_one_client_cannot_see_denies_no_other_client(
     asked: list[str] = []
 
     async def is_signed(*_: object) -> bool:
-        asked.append(BEHALF.get())
-        return BEHALF.get() != asked[0]
+        asked.append(CLIENT_KEY.get())
+        return CLIENT_KEY.get() != asked[0]
 
     monkeypatch.setattr(Signatures, "is_signed", is_signed)
     proxy = await pulling_as.started(start, policies=[required(signer, tmp_path)])
@@ -426,7 +426,7 @@ async def test_an_allowed_index_leaves_what_is_known_of_its_images(
     judged: list[str] = []
     facts = Images.facts
 
-    async def counted(self: Images, target: Any, digest: Any, *more: Any) -> Facts:
+    async def counted(self: Images, target: Any, digest: Any, *more: Any) -> ImageFacts:
         judged.append(digest)
         return await facts(self, target, digest, *more)
 
@@ -471,7 +471,7 @@ async def test_what_was_decided_about_a_blob_during_a_reload_is_not_kept(
 ) -> None:
     begun, may_end, facts = asyncio.Event(), asyncio.Event(), Images.facts
 
-    async def slow(*asked: Any) -> Facts:
+    async def slow(*asked: Any) -> ImageFacts:
         begun.set()
         await may_end.wait()
         return await facts(*asked)

@@ -8,19 +8,19 @@ import pytest
 from proxy.core.errors import ConfigError
 from proxy.core.names import Digest, Repo, Target, sha256
 from proxy.core.selection import make_selector
-from proxy.policies.rules import ATTACHMENT_TAG, Facts, Rule, compiled, objection
+from proxy.policies.rules import ATTACHMENT_TAG, ImageFacts, Rule, compile_rules, objection
 from proxy.settings.policies import Policy
 
 ONE, TWO, THREE = (sha256(name.encode()) for name in ("one", "two", "three"))
 
 
 def rule(**settings: Any) -> Rule:
-    [made] = compiled([Policy.model_validate(settings)], make_selector)
+    [made] = compile_rules([Policy.model_validate(settings)], make_selector)
     return made
 
 
-def facts(**known: Any) -> Facts:
-    return Facts(**({"listed": frozenset({ONE})} | known))
+def facts(**known: Any) -> ImageFacts:
+    return ImageFacts(**({"listed": frozenset({ONE})} | known))
 
 
 def test_a_rule_covers_its_images_without_the_excepted() -> None:
@@ -128,7 +128,7 @@ def test_tags_of_attachments(tag: str, *, is_one: bool) -> None:
 def test_two_policies_of_one_name_are_refused() -> None:
     policy = Policy(name="x", deny=True)
     with pytest.raises(ConfigError, match="two policies have the name 'x'"):
-        compiled([policy, policy], make_selector)
+        compile_rules([policy, policy], make_selector)
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ async def pulled(proxy: Proxy, *images: Image) -> None:
 
 async def evict_all_but(proxy: Proxy, image: Image) -> None:
     """Evict all that may be, as soon as the pins protect an image."""
-    pins = proxy.app.admin._control.pins
+    pins = proxy.app.admin._actions.pins
     async with asyncio.timeout(20):
         while image.digest not in await pins.protected():
             await asyncio.sleep(0.01)
@@ -283,4 +283,4 @@ async def test_a_pin_protects_both_images_while_only_their_age_can_decide(
     assert (await proxy.get(LATEST)).body == old.manifest
     await proxy.close()
     proxy = await start(**HELD, pins=["app"], offline=True)
-    assert {old.digest, new.digest} <= await proxy.app.admin._control.pins.protected()
+    assert {old.digest, new.digest} <= await proxy.app.admin._actions.pins.protected()

@@ -37,7 +37,7 @@ NAMES = {
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fallback, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(fallback, "CHECK_SECONDS", 0.0)
     monkeypatch.setattr(fallback, "RETRY_SECONDS", 0.0)
 
 

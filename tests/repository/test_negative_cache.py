@@ -149,7 +149,7 @@ async def test_the_newest_absences_are_saved(
 async def test_an_invalid_row_is_ignored(
     start: Start, upstream: FakeUpstream, tmp_path: Path, row: object
 ) -> None:
-    async with ExpiringRows(tmp_path / "cache/index/expiring", on_trouble=lambda: None) as rows:
+    async with ExpiringRows(tmp_path / "cache/index/expiring", on_error=lambda: None) as rows:
         await rows.set(("absences", "ManifestUnknown"), row, 3600)
     proxy = await start(**HOUR)
     assert proxy.stats["cache"]["storage_errors"] == 1

@@ -175,7 +175,7 @@ async def test_a_lost_list_is_requested_again(
 async def test_an_invalid_row_is_replaced_by_upstreams_list(
     start: Start, tmp_path: Path, row: object
 ) -> None:
-    async with ExpiringRows(tmp_path / "cache/index/expiring", on_trouble=lambda: None) as rows:
+    async with ExpiringRows(tmp_path / "cache/index/expiring", on_error=lambda: None) as rows:
         await rows.set(("referrers", "docker.io", "library/app", IMAGE.digest), row, 3600)
     proxy = await start()
     assert set(entries(await proxy.get(PATH))) == {SBOM.digest, SIGNATURE.digest}

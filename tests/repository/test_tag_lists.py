@@ -45,7 +45,7 @@ def known_tags(known: KnownList) -> tuple[str, bool]:
 @pytest.fixture
 async def rows(tmp_path: Path) -> AsyncIterator[ExpiringRows]:
     troubles: list[int] = []
-    async with ExpiringRows(tmp_path / "rows", on_trouble=lambda: troubles.append(1)) as rows:
+    async with ExpiringRows(tmp_path / "rows", on_error=lambda: troubles.append(1)) as rows:
         yield rows
     assert not troubles
 
@@ -143,7 +143,7 @@ async def test_pages_add_up_and_are_forgotten(rows: ExpiringRows, clock: Clock) 
 )
 async def test_an_invalid_row_is_deleted(tmp_path: Path, clock: Clock, row: object) -> None:
     troubles: list[int] = []
-    async with ExpiringRows(tmp_path / "rows", on_trouble=lambda: troubles.append(1)) as rows:
+    async with ExpiringRows(tmp_path / "rows", on_error=lambda: troubles.append(1)) as rows:
         await rows.set(("tags", *APP), row, 60)
         lists = TagLists(rows, clock)
         assert await lists.get(APP) is None

@@ -15,7 +15,7 @@ def test_what_is_taken_is_added_once() -> None:
         worker.cache.prepared_answers += 1
         worker.cache.access_decisions["allowed"] += 1
         for _ in range(2):  # the second time there is nothing
-            deltas.add(main, json.loads(json.dumps(deltas.taken(worker))))
+            deltas.add(main, json.loads(json.dumps(deltas.drain(worker))))
     total = main.of("docker.io")
     assert total.outcomes == {Outcome.HIT: 3} | {one: 0 for one in Outcome if one != "hit"}
     assert (total.bytes_to_clients, total.bytes_delivered, total.manifest_pulls) == (30, 30, 3)
@@ -23,7 +23,7 @@ def test_what_is_taken_is_added_once() -> None:
     assert round(total.duration[Outcome.HIT].total, 6) == 0.9
     assert main.cache.prepared_answers == 3
     assert main.cache.access_decisions["allowed"] == 3
-    assert deltas.taken(worker) == {"upstreams": {}}
+    assert deltas.drain(worker) == {"upstreams": {}}
 
 
 def test_totals_of_several_processes_add_up() -> None:
@@ -32,6 +32,6 @@ def test_totals_of_several_processes_add_up() -> None:
     for _ in range(2):
         worker = Metrics(["docker.io"])
         worker.of("docker.io").answered(Outcome.HIT, 7, manifest=False)
-        deltas.add(main, deltas.taken(worker))
+        deltas.add(main, deltas.drain(worker))
     assert main.total().snapshot()["requests"] == 3
     assert main.total().bytes_to_clients == 19

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from proxy.runtime.events import RECENT, UNHEARD, EventKind, Events
+from proxy.runtime.events import NULL_EMITTER, RECENT, EventKind, Events
 from tests.running import until
 
 
@@ -79,5 +79,5 @@ async def test_an_event_of_another_process_keeps_its_time() -> None:
 
 
 def test_parts_that_are_used_alone_have_no_subscribers() -> None:
-    UNHEARD.emit(EventKind.PULL, "library/app:1")
-    assert not UNHEARD.wanted(EventKind.PULL)
+    NULL_EMITTER.emit(EventKind.PULL, "library/app:1")
+    assert not NULL_EMITTER.wanted(EventKind.PULL)

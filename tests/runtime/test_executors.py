@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.runtime import executors
-from proxy.runtime.executors import LARGE, Pool, by_size, in_thread, to_its_end
+from proxy.runtime.executors import LARGE, Pool, in_thread, in_thread_if_large, run_to_completion
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Start, until
@@ -107,7 +107,7 @@ async def test_the_failure_of_cancelled_work_is_not_reported_as_lost() -> None:
         await release.wait()
         raise LookupError
 
-    task = asyncio.create_task(to_its_end(work()))
+    task = asyncio.create_task(run_to_completion(work()))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.sleep(0)
@@ -118,5 +118,5 @@ async def test_the_failure_of_cancelled_work_is_not_reported_as_lost() -> None:
 
 @pytest.mark.parametrize(("size", "is_in_thread"), [(LARGE, False), (LARGE + 1, True)])
 async def test_large_work_runs_in_a_thread(size: int, *, is_in_thread: bool) -> None:
-    thread = await by_size(size, threading.current_thread)
+    thread = await in_thread_if_large(size, threading.current_thread)
     assert (thread is not threading.main_thread()) == is_in_thread

@@ -58,7 +58,7 @@ class Writer:
             sink,
             lost=lambda count: f"{count} lost",
             on_lost=self._lose,
-            on_trouble=self.troubles.append,
+            on_error=self.troubles.append,
         )
         self.writer.start()
 
@@ -152,7 +152,7 @@ async def test_callers_wait_for_room_unless_nothing_can_be_written(
     writer = Writer(sink)
     for number in range(9):
         writer.writer.add(number)
-    waiting = asyncio.create_task(writer.writer.room())
+    waiting = asyncio.create_task(writer.writer.wait_for_room())
     await asyncio.sleep(0.1)
     assert not waiting.done()
     sink.gate.set()
@@ -161,7 +161,7 @@ async def test_callers_wait_for_room_unless_nothing_can_be_written(
     for number in range(9):
         writer.writer.add(number)
     await until(lambda: bool(writer.troubles))
-    await asyncio.wait_for(writer.writer.room(), 30)
+    await asyncio.wait_for(writer.writer.wait_for_room(), 30)
     assert writer.writer.is_nearly_full
     await writer.writer.close(Lines())
 

@@ -14,7 +14,7 @@ from tests.running import Proxy, until
 async def test_a_blocked_loop_shows(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics([])
     monkeypatch.setattr(loop_monitor, "EVERY", 0.01)
-    monkeypatch.setattr(loop_monitor, "LOOKS", 3)
+    monkeypatch.setattr(loop_monitor, "MEASUREMENTS", 3)
     watching = asyncio.create_task(loop_monitor.watch(metrics))
     await asyncio.sleep(0.005)
     time.sleep(0.5)  # noqa: ASYNC251 - this is the fault that is looked for
@@ -28,7 +28,7 @@ async def test_a_blocked_loop_shows(proxy: Proxy, monkeypatch: pytest.MonkeyPatc
 async def test_the_longest_delay_shows_until_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics([])
     monkeypatch.setattr(loop_monitor, "EVERY", 0.01)
-    monkeypatch.setattr(loop_monitor, "LOOKS", 1_000_000)
+    monkeypatch.setattr(loop_monitor, "MEASUREMENTS", 1_000_000)
     watching = asyncio.create_task(loop_monitor.watch(metrics))
     await until(lambda: metrics.process.loop_lag > 0)  # the first delay is a short one
     time.sleep(0.5)  # noqa: ASYNC251 - this is the fault that is looked for

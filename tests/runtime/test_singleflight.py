@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from proxy.runtime.behalf import BEHALF
+from proxy.runtime.client_key import CLIENT_KEY
 from proxy.runtime.singleflight import SingleFlight
 
 
@@ -95,10 +95,10 @@ async def test_work_for_different_clients_is_not_shared() -> None:
 
     async def work() -> str:
         await gate.wait()
-        return BEHALF.get()
+        return CLIENT_KEY.get()
 
     async def ask(client: str) -> str:
-        BEHALF.set(client)
+        CLIENT_KEY.set(client)
         assert not once.is_running("k")
         return await once.do("k", work)
 

@@ -49,7 +49,7 @@ def test_a_bucket_agrees_with_a_model_that_counts(
                 assert abs(bucket.seconds_until(number, now) - max(0, float(missing))) < 1e-6
             case "give back":
                 bucket.seconds_until(0, now)
-                bucket.give_back(number)
+                bucket.refund(number)
                 naive.held = min(Fraction(naive.burst), naive.held + Fraction(number))
             case "change":
                 naive.rate, naive.burst = int(number) + 1, int(number * 2) + 1

@@ -183,7 +183,11 @@ async def test_no_step_of_a_drop_is_large(
 
         return count
 
-    for module, name in ((name_rows, "unlink"), (blob_rows, "drop"), (blob_rows, "forget_files")):
+    for module, name in (
+        (name_rows, "unlink"),
+        (blob_rows, "drop"),
+        (blob_rows, "delete_loose_files"),
+    ):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     await pull_many(proxy, upstream)
     await drop(operator, "docker.io/**")
@@ -370,14 +374,14 @@ async def test_an_image_that_is_pinned_while_its_drop_is_planned_stays(
 ) -> None:
     await pull(proxy, "app", "1", ONE)
     graph = proxy.app.content.graph
-    listed_besides, planned, go_on = graph.listed_besides, asyncio.Event(), asyncio.Event()
+    listed_by_others, planned, go_on = graph.listed_by_others, asyncio.Event(), asyncio.Event()
 
     async def slow(*digests: Any) -> Any:
         planned.set()
         await go_on.wait()
-        return await listed_besides(*digests)
+        return await listed_by_others(*digests)
 
-    monkeypatch.setattr(graph, "listed_besides", slow)
+    monkeypatch.setattr(graph, "listed_by_others", slow)
     dropping = asyncio.create_task(drop(operator, "app:1"))
     await planned.wait()
     await operator.ask("PUT", "pins", pin="app:1")

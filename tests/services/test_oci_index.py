@@ -286,7 +286,7 @@ async def test_it_is_written_only_after_a_change(
     cache: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oci_index, "PUBLISH_SECONDS", 0.001)
-    monkeypatch.setattr(oci_index, "REST", 0.0)
+    monkeypatch.setattr(oci_index, "PAUSE_FACTOR", 0.0)
     shelf, pins = Writes(cache), list[str]()
     await cache.image("app:1", IMAGE)
     names = Layout(cache.content, shelf, lambda: list(pins))
@@ -323,11 +323,11 @@ async def test_nothing_is_written_before_the_old_file_was_read(cache: Held) -> N
     await cache.index.set_tag(target, tag, None)
     shelf = Writes(cache)
     names = Layout(cache.content, shelf, list)
-    await names.keep()
+    await names.publish_if_changed()
     assert (shelf.count, (cache.root / "index.json").read_bytes()) == (0, before)
     await names.load()
     assert await cache.index.tag(target, tag) is not None
-    await names.keep()
+    await names.publish_if_changed()
     assert set(entries(cache.root)) == {"docker.io/library/app:1"}
 
 
@@ -373,7 +373,7 @@ async def test_an_index_that_the_disk_refuses_is_not_overwritten(
 
 async def test_a_failed_write_is_retried(cache: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oci_index, "PUBLISH_SECONDS", 0.001)
-    monkeypatch.setattr(oci_index, "REST", 0.0)
+    monkeypatch.setattr(oci_index, "PAUSE_FACTOR", 0.0)
     shelf = Writes(cache)
     shelf.fails = True
     names = Layout(cache.content, shelf, list)

@@ -167,7 +167,7 @@ async def test_t61_content_that_a_client_could_not_read_is_repaired(
     pulling: Proxy, upstream: FakeUpstream
 ) -> None:
     """Set aside by somebody else than a verification, with a note that names no type."""
-    await pulling.app.content.faults.set_aside(
+    await pulling.app.content.faults.quarantine(
         Digest(IMAGE.digest), {"reason": "it cannot be read"}
     )
     [_, bad, _] = await verified(pulling)

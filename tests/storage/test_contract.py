@@ -13,8 +13,8 @@ from proxy.core.errors import BlobUnknown
 from proxy.core.names import Digest, sha256
 from proxy.runtime.metrics import CacheCounters
 from proxy.settings import Bucket
-from proxy.storage.bucket.cards import Card
 from proxy.storage.bucket.client import PART, BucketClient
+from proxy.storage.bucket.object_metadata import ObjectMetadata
 from proxy.storage.directory import Directory
 from proxy.storage.disk import DiskStore
 from tests.fakes.content import blob
@@ -86,9 +86,9 @@ class InBucket:
     async def put(self, data: bytes) -> Digest:
         digest = sha256(data)
         if len(data) <= PART:
-            await self._client.create(digest, data, Card())
+            await self._client.create(digest, data, ObjectMetadata())
         else:
-            await self._client.write(digest, _pieces(data), len(data), Card())
+            await self._client.write(digest, _pieces(data), len(data), ObjectMetadata())
         return digest
 
     async def read(self, digest: Digest, start: int = 0) -> bytes | None:

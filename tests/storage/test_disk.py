@@ -186,7 +186,7 @@ async def test_the_quarantine_keeps_a_hundred_and_the_oldest_goes_first(
     for age, digest in enumerate(found):
         name = digest.removeprefix("sha256:")
         os.utime(tmp_path / "cache/blobs/sha256" / name, (1e9 - age, 1e9 - age))
-        where = Path(store.quarantine.take(digest, f"note {age}"))
+        where = Path(store.quarantine.add(digest, f"note {age}"))
         assert where.exists(), "what was just set aside"
         await asyncio.sleep(0.01)  # the file system's clock has steps of some milliseconds
         assert len(list(place.glob("*.json"))) <= 100
@@ -285,5 +285,5 @@ async def test_a_wrong_blob_that_cannot_be_moved_is_deleted(
     with monkeypatch.context() as broken:
         broken.setattr(os, "rename", refuse)
         with pytest.raises(StorageError, match="could only be deleted"):
-            store.quarantine.take(DIGEST, "")
+            store.quarantine.add(DIGEST, "")
     assert store.open(DIGEST) is None

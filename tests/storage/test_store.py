@@ -129,7 +129,7 @@ async def test_what_is_condemned_is_held_no_longer_and_is_put_only_after_its_del
     store: DiskStore,
 ) -> None:
     await put(store, DATA)
-    store.condemn([DIGEST])
+    store.begin_deletion([DIGEST])
     assert read(store, DIGEST) is None
     again = asyncio.create_task(put(store, DATA))
     for _ in range(50):
@@ -159,15 +159,15 @@ async def test_a_scan_survives_what_goes_on_meanwhile(store: DiskStore) -> None:
 async def test_what_has_gone_bad_is_set_aside_and_counted(store: DiskStore) -> None:
     await put(store, DATA)
     assert store.quarantine.bytes == 0
-    where = store.quarantine.take(DIGEST, "what was found\n")
+    where = store.quarantine.add(DIGEST, "what was found\n")
     assert Path(where).read_bytes() == DATA
     assert read(store, DIGEST) is None
     assert await scanned(store) == {}
     assert store.quarantine.bytes == disk_bytes(len(DATA)) + disk_bytes(1)
     with pytest.raises(StorageError):
-        store.quarantine.take(OTHER, "")
+        store.quarantine.add(OTHER, "")
     await put(store, DATA)
-    assert store.quarantine.take(DIGEST, "") == where
+    assert store.quarantine.add(DIGEST, "") == where
     assert store.quarantine.bytes == disk_bytes(len(DATA)), "the newer one, and no note"
     store.quarantine.empty()
     assert store.quarantine.bytes == 0
@@ -177,7 +177,7 @@ async def test_what_has_gone_bad_is_set_aside_and_counted(store: DiskStore) -> N
 async def test_what_is_set_aside_is_counted_by_the_next_process(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         await put(store, DATA)
-        store.quarantine.take(DIGEST, "")
+        store.quarantine.add(DIGEST, "")
     with opened(tmp_path) as store:
         assert store.quarantine.bytes == disk_bytes(len(DATA))
 

@@ -77,7 +77,7 @@ async def test_t54_manifests_with_one_subject_do_not_fill_the_index(
 async def test_t54_what_refers_to_a_manifest_is_kept_within_bounds(
     tmp_path: Path, clock: Clock
 ) -> None:
-    async with SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None) as index:
+    async with SqliteIndex(tmp_path / "index", clock=clock, on_error=lambda: None) as index:
         subject = sha256(b"subject")
         for number in range(30):
             entry = {"digest": sha256(b"%d" % number), "annotations": {"a": "x" * 300_000}}
@@ -104,7 +104,7 @@ async def test_t54_the_index_stays_inside_its_limit_and_the_oldest_rows_go(
     monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.02)
     limit = 500_000
     kept = sha256(b"kept")
-    index = SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None, max_bytes=limit)
+    index = SqliteIndex(tmp_path / "index", clock=clock, on_error=lambda: None, max_bytes=limit)
     async with index:
         await index.set_blob(BlobRecord(kept, 5, "a/b", clock()))
         pointed = kept if is_held else sha256(b"elsewhere")
@@ -128,7 +128,7 @@ async def test_t54_made_up_links_go_before_tags_of_what_is_held(
     monkeypatch.setattr("proxy.index.sqlite.FLUSH_SECONDS", 0.02)
     limit = 500_000
     kept, evil = sha256(b"kept"), Target("evil", Repo("any/thing"))
-    index = SqliteIndex(tmp_path / "index", clock=clock, on_trouble=lambda: None, max_bytes=limit)
+    index = SqliteIndex(tmp_path / "index", clock=clock, on_error=lambda: None, max_bytes=limit)
     async with index:
         await index.set_blob(BlobRecord(kept, 5, "a/b", clock()))
         await index.link(NGINX, [kept])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.upstream import bandwidth
-from proxy.upstream.bandwidth import BURST_SECONDS, LARGEST_PIECE, LEAST_PIECE, Bandwidth
+from proxy.upstream.bandwidth import BURST_SECONDS, LARGEST_PIECE, MIN_PIECE, Bandwidth
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -34,23 +34,23 @@ async def test_a_debt_is_slept_off(clock: Clock, slept: list[float]) -> None:
     limit = Bandwidth(MB, clock)
     began = clock()
     for _ in range(100):
-        await limit.pay(64_000)
+        await limit.throttle(64_000)
     assert clock() - began == pytest.approx(6.4 - BURST_SECONDS, abs=0.2)
 
 
 async def test_an_idle_upstream_saves_up_only_a_moment(clock: Clock, slept: list[float]) -> None:
     limit = Bandwidth(MB, clock)
-    await limit.pay(64_000)
+    await limit.throttle(64_000)
     clock.advance(3600)
     slept.clear()
-    await limit.pay(50_000)
+    await limit.throttle(50_000)
     assert not slept, "within the burst"
-    await limit.pay(1_050_000)
+    await limit.throttle(1_050_000)
     assert sum(slept) == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    ("rate", "piece"), [(1000, LEAST_PIECE), (MB, 50_000), (100 * MB, LARGEST_PIECE)]
+    ("rate", "piece"), [(1000, MIN_PIECE), (MB, 50_000), (100 * MB, LARGEST_PIECE)]
 )
 def test_pieces_are_small_beside_the_rate(rate: int, piece: int) -> None:
     assert Bandwidth(rate).piece == piece
@@ -63,7 +63,7 @@ async def test_connections_of_a_download_share_its_share() -> None:
 
     async def read(name: str, share: Any) -> None:
         while sum(paid.values()) < 10 * MB:
-            await share.pay(share.piece)
+            await share.throttle(share.piece)
             paid[name] += share.piece
 
     many, one = limit.share(), limit.share()

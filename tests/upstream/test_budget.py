@@ -88,12 +88,12 @@ def test_a_report_of_another_replica_counts_if_it_is_newer(clock: Clock) -> None
     first, second = Budget(clock), Budget(clock)
     note(first, "100;w=600", "40")
     clock.advance(10)
-    second.hear(first.told(), 2.0)
+    second.apply_shared_state(first.shared_state(), 2.0)
     assert (second.limit, second.remaining, second.source) == (100, 40, "192.0.2.1")
     note(second, "100;w=600", "30")
-    second.hear(first.told(), 0.0)
+    second.apply_shared_state(first.shared_state(), 0.0)
     assert second.remaining == 30
-    first.hear(second.told(), 0.0)
+    first.apply_shared_state(second.shared_state(), 0.0)
     assert first.remaining == 30
 
 
@@ -102,7 +102,7 @@ def test_the_limit_of_another_address_is_not_taken_over(clock: Clock) -> None:
     note(first, "100;w=600", "40")
     clock.advance(1)
     note(second, "100;w=600", "90", "192.0.2.2")
-    first.hear(second.told(), 0.0)
+    first.apply_shared_state(second.shared_state(), 0.0)
     assert first.remaining == 40
 
 
@@ -111,5 +111,5 @@ def test_the_limit_of_another_address_is_not_taken_over(clock: Clock) -> None:
 )
 def test_a_malformed_report_is_ignored(clock: Clock, told: dict[str, object]) -> None:
     budget = Budget(clock)
-    budget.hear(told, 0.0)
+    budget.apply_shared_state(told, 0.0)
     assert budget.limit is None

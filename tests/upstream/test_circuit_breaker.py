@@ -170,7 +170,7 @@ def test_another_replica_s_cool_down_and_circuit_are_taken_over(clock: Clock) ->
     first.record_failure(PULL, ITEM, TooManyRequests("slow down", retry_after=60))
     for number in range(3):
         first.record_failure(CHECK, f"{ITEM} {number}", DOWN)
-    second.hear(first.told(), 1.0)
+    second.apply_shared_state(first.shared_state(), 1.0)
     limited = refusal(second)
     assert isinstance(limited, TooManyRequests)
     assert limited.retry_after == pytest.approx(59)
@@ -178,7 +178,7 @@ def test_another_replica_s_cool_down_and_circuit_are_taken_over(clock: Clock) ->
     clock.advance(5)
     assert refusal(second, CHECK) is None, "the probe"
     second.record_answer(ITEM)
-    first.hear(second.told(), 0.0)
+    first.apply_shared_state(second.shared_state(), 0.0)
     assert first.state is CircuitState.CLOSED
 
 
@@ -188,7 +188,7 @@ def test_an_older_failure_elsewhere_does_not_open_a_circuit(clock: Clock) -> Non
         first.record_failure(CHECK, f"{ITEM} {number}", DOWN)
     clock.advance(1)
     second.record_answer(ITEM)
-    second.hear(first.told(), 0.0)
+    second.apply_shared_state(first.shared_state(), 0.0)
     assert second.state is CircuitState.CLOSED
 
 
@@ -196,5 +196,5 @@ def test_an_older_failure_elsewhere_does_not_open_a_circuit(clock: Clock) -> Non
     "told", [{}, {"cooling": 1}, {"cooling": {PULL: "x"}}, {"is_open": True, "failed_age": None}]
 )
 def test_a_malformed_state_is_ignored(breaker: CircuitBreaker, told: dict[str, object]) -> None:
-    breaker.hear(told, 0.0)
+    breaker.apply_shared_state(told, 0.0)
     assert refusal(breaker) is None

@@ -10,7 +10,7 @@ from proxy.settings import Patience, Timeouts, UpstreamTLS
 from proxy.upstream.auth import Authorizer
 from proxy.upstream.circuit_breaker import CircuitBreaker
 from proxy.upstream.client import Client
-from proxy.upstream.credentials import Credential, Static
+from proxy.upstream.credentials import Credential, StaticCredentials
 from proxy.upstream.guard import SYSTEM_NETWORK, Guard
 from proxy.upstream.transport import Transport, client_context
 
@@ -22,6 +22,6 @@ def transport(url: str, **timeouts: str) -> Transport:
 
 
 def client(over: Transport, answer: float = 10.0, **patience: Any) -> Client:
-    authorizer = Authorizer(over, Static(Credential("alice", "wonderland")), ())
+    authorizer = Authorizer(over, StaticCredentials(Credential("alice", "wonderland")), ())
     breaker = CircuitBreaker("lab", Patience.model_validate(patience), time.monotonic)
     return Client(over, authorizer, breaker, answer)

@@ -421,7 +421,7 @@ async def test_requests_wait_while_the_queue_is_nearly_full(
         await proxy.get(MANIFEST)
     monkeypatch.setattr(Audit, "is_nearly_full", True)
     room = asyncio.Event()
-    monkeypatch.setattr(Audit, "room", lambda _: room.wait())
+    monkeypatch.setattr(Audit, "wait_for_room", lambda _: room.wait())
     waiting = asyncio.create_task(proxy.get(MANIFEST))
     await asyncio.sleep(0.2)
     assert not waiting.done()

@@ -92,7 +92,7 @@ async def test_transfers_of_one_client_end_together(
     await warm(proxy, BLOB)
     taken: Counter[asyncio.Task[Any] | None] = Counter()
     others: list[int] = []
-    turn, give_back = limits.Client.turn, limits.Client.give_back
+    turn, refund = limits.Client.acquire, limits.Client.refund
 
     async def counted(self: limits.Client, most: int) -> int:
         size = await turn(self, most)
@@ -103,10 +103,10 @@ async def test_transfers_of_one_client_end_together(
 
     def given_back(self: limits.Client, size: int) -> None:
         taken[asyncio.current_task()] -= size
-        give_back(self, size)
+        refund(self, size)
 
-    monkeypatch.setattr(limits.Client, "turn", counted)
-    monkeypatch.setattr(limits.Client, "give_back", given_back)
+    monkeypatch.setattr(limits.Client, "acquire", counted)
+    monkeypatch.setattr(limits.Client, "refund", given_back)
     async with client_at(proxy, "127.0.0.2") as client:
         pulls = [pull(client, BLOB) for _ in range(3)]
         assert await asyncio.gather(*pulls) == [(200, 4 * MB)] * 3
@@ -147,7 +147,7 @@ async def test_a_slow_reader_uses_up_only_what_its_socket_takes(
     proxy = await start(access={"limits": {"bytes_per_second": "100MB/s"}})
     await warm(proxy, BLOB)
     turns: list[int] = []
-    turn, give_back = limits.Client.turn, limits.Client.give_back
+    turn, refund = limits.Client.acquire, limits.Client.refund
 
     async def taken(self: limits.Client, most: int) -> int:
         size = await turn(self, most)
@@ -156,10 +156,10 @@ async def test_a_slow_reader_uses_up_only_what_its_socket_takes(
 
     def given_back(self: limits.Client, size: int) -> None:
         turns.append(-size)
-        give_back(self, size)
+        refund(self, size)
 
-    monkeypatch.setattr(limits.Client, "turn", taken)
-    monkeypatch.setattr(limits.Client, "give_back", given_back)
+    monkeypatch.setattr(limits.Client, "acquire", taken)
+    monkeypatch.setattr(limits.Client, "refund", given_back)
     assert proxy.app.address is not None
     host, _, port = proxy.app.address.rpartition(":")
     with socket.socket() as slow:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from proxy.runtime.metrics import CacheCounters
-from proxy.web.clients import IDLE_SECONDS, Clients, Delivery, delivery
+from proxy.web.clients import IDLE_SECONDS, Clients, SendProgress, send_progress
 from tests.running import until
 
 
@@ -91,18 +91,18 @@ def test_refused_connections_are_counted() -> None:
 
 async def test_what_is_not_read_is_pending(pair: tuple[socket.socket, socket.socket]) -> None:
     server, client = pair
-    before = delivery(server)
+    before = send_progress(server)
     assert not before.is_pending
     sent, read = fill(server), 0
-    assert delivery(server).is_pending
+    assert send_progress(server).is_pending
 
     def has_all() -> bool:
         nonlocal read
         read += drain(client)
-        return not delivery(server).is_pending
+        return not send_progress(server).is_pending
 
     await until(has_all)
-    assert delivery(server).arrived - before.arrived == sent
+    assert send_progress(server).arrived - before.arrived == sent
     await until(lambda: has_all() and read == sent)
 
 
@@ -110,8 +110,8 @@ def test_other_sockets_have_nothing_pending() -> None:
     one, other = socket.socketpair()
     with one, other:
         one.send(b"x")
-        assert delivery(one) == Delivery(is_pending=False, arrived=0)
-    assert delivery(one) == Delivery(is_pending=False, arrived=0)  # closed
+        assert send_progress(one) == SendProgress(is_pending=False, arrived=0)
+    assert send_progress(one) == SendProgress(is_pending=False, arrived=0)  # closed
 
 
 async def test_a_client_is_cut_off_if_it_has_read_nothing_for_as_long_as_it_may(
@@ -123,10 +123,10 @@ async def test_a_client_is_cut_off_if_it_has_read_nothing_for_as_long_as_it_may(
     clients.add(client)
     fill(server)
     clients._check(client, 1000.0)
-    had = delivery(server).arrived
-    await until(lambda: drain(reader) > 0 and delivery(server).arrived > had)
+    had = send_progress(server).arrived
+    await until(lambda: drain(reader) > 0 and send_progress(server).arrived > had)
     fill(server)
-    await until(lambda: delivery(server).is_pending)
+    await until(lambda: send_progress(server).is_pending)
     clients._check(client, 1100.0)  # slow, but it reads
     clients._check(client, 1159.0)
     assert (client.cut, counters.stalled_clients) == ([], 0)
@@ -139,7 +139,7 @@ async def test_a_client_that_has_all_may_be_silent(
 ) -> None:
     server, _ = pair
     server.send(b"x")
-    await until(lambda: not delivery(server).is_pending)
+    await until(lambda: not send_progress(server).is_pending)
     clients, client = Clients(CacheCounters(), patience=60.0), Connection(sock=server)
     clients.add(client)
     for now in (1000.0, 2000.0, 3000.0):

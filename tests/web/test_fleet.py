@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.core.names import Digest, Repo, Target
-from proxy.fleet.protocol import CONTENT_HEADER, Question
+from proxy.fleet.protocol import CONTENT_HEADER, ContentRequest
 from proxy.fleet.signatures import HEADER, WINDOW, Signer
 from tests.fakes import content
 from tests.fakes.clock import Clock
@@ -23,7 +23,7 @@ from tests.running import Proxy, Start
 IMAGE = content.image("between", layers=(100_000,))
 LAYER = Digest(IMAGE.layers[0])
 TARGET = Target("docker.io", Repo("library/app"))
-QUESTION = Question("blobs", TARGET, LAYER)
+QUESTION = ContentRequest("blobs", TARGET, LAYER)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ async def test_what_another_repository_holds_is_not_confirmed(one: Proxy) -> Non
     path = QUESTION._replace(target=Target("docker.io", Repo("org/other"))).path
     answer = await one.head(path, **signed(one, "HEAD", path))
     assert answer.headers[CONTENT_HEADER].endswith("confirmed=0")
-    path = Question("manifests", Target("docker.io", Repo("x")), Digest(IMAGE.digest)).path
+    path = ContentRequest("manifests", Target("docker.io", Repo("x")), Digest(IMAGE.digest)).path
     assert (await one.get(path, **signed(one, path=path))).status == 404
 
 

@@ -10,7 +10,7 @@ import pytest
 from yarl import URL
 
 from proxy.core.names import Digest, Repo, Target
-from proxy.fleet.protocol import Question
+from proxy.fleet.protocol import ContentRequest
 from proxy.fleet.signatures import HEADER, Signer
 from proxy.web import fleet as peers
 from proxy.web.in_flight import STEP, InFlight
@@ -25,7 +25,7 @@ from tests.running import Proxy, until
 SIZE = 12_000_000
 IMAGE = content.image("large", layers=(SIZE,))
 LAYER = Digest(IMAGE.layers[0])
-QUESTION = Question("blobs", Target("docker.io", Repo("library/app")), LAYER)
+QUESTION = ContentRequest("blobs", Target("docker.io", Repo("library/app")), LAYER)
 TRANSFERS = 8
 LIMIT = 2 * 1024 * 1024
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import RangeInvalid
-from proxy.web.ranges import MAX_CHARACTERS, MAX_SPANS, Span, requested
+from proxy.web.ranges import MAX_CHARACTERS, MAX_RANGES, ByteRange, requested
 
 sizes = st.integers(1, 5000)
 offsets = st.integers(0, 6000)
@@ -20,9 +20,9 @@ def test_first_to_last(size: int, first: int, last: int) -> None:
             requested(f"bytes={first}-{last}", size)
         assert caught.value.headers() == {"Content-Range": f"bytes */{size}"}
         return
-    [span] = requested(f"bytes={first}-{last}", size)
-    assert data[span.start : span.stop] == expected
-    assert 0 <= span.start < span.stop <= size
+    [byte_range] = requested(f"bytes={first}-{last}", size)
+    assert data[byte_range.start : byte_range.stop] == expected
+    assert 0 <= byte_range.start < byte_range.stop <= size
 
 
 @given(sizes, offsets)
@@ -31,14 +31,14 @@ def test_open_ended(size: int, first: int) -> None:
         with pytest.raises(RangeInvalid):
             requested(f"bytes={first}-", size)
     else:
-        assert requested(f"bytes={first}-", size) == [Span(first, size)]
+        assert requested(f"bytes={first}-", size) == [ByteRange(first, size)]
 
 
 @given(sizes, st.integers(1, 6000))
 def test_suffix(size: int, count: int) -> None:
     data = range(size)
-    [span] = requested(f"bytes=-{count}", size)
-    assert data[span.start : span.stop] == data[-count:]
+    [byte_range] = requested(f"bytes=-{count}", size)
+    assert data[byte_range.start : byte_range.stop] == data[-count:]
 
 
 @given(st.integers(100, 5000), st.lists(st.tuples(offsets, offsets), min_size=2, max_size=8))
@@ -62,10 +62,10 @@ def test_several(size: int, pairs: list[tuple[int, int]]) -> None:
 def test_anything_is_survived_and_stays_inside(text: str, size: int) -> None:
     for header in (text, f"bytes={text}"):
         try:
-            spans = requested(header, size)
+            byte_ranges = requested(header, size)
         except RangeInvalid:
             continue
-        assert all(0 <= start < stop <= size for start, stop in spans)
+        assert all(0 <= start < stop <= size for start, stop in byte_ranges)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_what_makes_no_sense_means_the_whole(header: str | None) -> None:
 
 
 def test_too_many_mean_the_whole() -> None:
-    header = "bytes=" + ",".join("0-0" for _ in range(MAX_SPANS + 1))
+    header = "bytes=" + ",".join("0-0" for _ in range(MAX_RANGES + 1))
     assert requested(header, 10_000) == []
 
 
 def test_t46_a_header_beyond_the_bound_asks_for_the_whole() -> None:
-    assert requested("bytes=0-0" + " " * (MAX_CHARACTERS - 9), 10) == [Span(0, 1)]
+    assert requested("bytes=0-0" + " " * (MAX_CHARACTERS - 9), 10) == [ByteRange(0, 1)]
     assert requested("bytes=0-0" + " " * (MAX_CHARACTERS - 8), 10) == []
-    assert requested("bytes=" + "0-0," * MAX_SPANS, 1000) == [Span(0, 1)] * MAX_SPANS
-    assert requested("bytes=" + "0-0," * (MAX_SPANS + 1), 1000) == []
+    assert requested("bytes=" + "0-0," * MAX_RANGES, 1000) == [ByteRange(0, 1)] * MAX_RANGES
+    assert requested("bytes=" + "0-0," * (MAX_RANGES + 1), 1000) == []

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import ClientSession, TCPConnector
 
 from proxy.content.downloads import Reader
-from proxy.repository.results import Local
+from proxy.repository.results import LocalBlob
 from tests.fakes import content
 from tests.fakes.tls import certificate
 from tests.fakes.upstream import FakeUpstream
@@ -73,7 +73,7 @@ async def test_several_ranges_byte_for_byte(
     Storage need not have files: what has no descriptor is read and written.
     """
     if not has_file:
-        monkeypatch.setattr(Local, "fd", None)
+        monkeypatch.setattr(LocalBlob, "fd", None)
         monkeypatch.setattr(Reader, "fd", None)
         monkeypatch.setattr(os, "sendfile", None)
     upstream.add("library/app", BIG)

@@ -15,12 +15,12 @@ from proxy.core.names import Digest, Repo
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.settings.upstreams import BUILT_IN
 from proxy.upstream.auth import Authorizer, scope_of
-from proxy.upstream.credentials import Static
+from proxy.upstream.credentials import StaticCredentials
 from proxy.upstream.headers import parse_challenges
 from proxy.upstream.registry import Upstream
 from proxy.upstream.transport import HTTPRequest, Transport
 
-MOST_SKEW: Final = 30.0
+MAX_SKEW: Final = 30.0
 """Seconds that the clocks may differ by; ``Date`` has whole seconds."""
 
 FEW_PULLS: Final = 0.1
@@ -128,7 +128,7 @@ class RegistryChecks:
         """Compare the clocks, by ``Date`` of the last answer."""
         if self._skew is None:
             return skipped("the registry says no time")
-        if abs(self._skew) <= MOST_SKEW:
+        if abs(self._skew) <= MAX_SKEW:
             return ok("this machine and the registry agree about the time")
         way = "behind" if self._skew > 0 else "ahead of"
         return failed(
@@ -138,7 +138,7 @@ class RegistryChecks:
 
     async def anonymous(self) -> Finding:
         """Get a token without credentials."""
-        own = Authorizer(self._transport, Static(), self._settings.auth_hosts)
+        own = Authorizer(self._transport, StaticCredentials(), self._settings.auth_hosts)
         try:
             response = await own.send(self._ping, self._repository)
             await self._transport.drain(response)

@@ -14,12 +14,12 @@ from proxy.fleet.store import Store
 from proxy.runtime.metrics import CacheCounters
 from proxy.runtime.part_counters import FleetCounters
 from proxy.settings import Bucket, Settings
-from proxy.storage.bucket.cards import Card
+from proxy.storage.bucket.object_metadata import ObjectMetadata
 
 if TYPE_CHECKING:
     from proxy.storage.bucket.client import BucketClient  # it needs obstore
 
-MOST_SKEW: Final = 30.0
+MAX_SKEW: Final = 30.0
 PROBE_BYTES: Final = 64
 _LEASE_MS: Final = 10_000
 
@@ -63,7 +63,7 @@ async def redis(settings: Settings) -> Finding:
     if not taken or again:
         return failed("Redis grants a lease twice", "use a real Redis or Valkey, not a cache of it")
     skew = abs(time.time() - int(seconds))
-    if skew > MOST_SKEW:
+    if skew > MAX_SKEW:
         return failed(
             f"the clock of Redis differs by {skew:.0f} seconds from this machine's",
             "set both clocks, for example with: timedatectl set-ntp true",
@@ -110,7 +110,7 @@ async def _tried(client: "BucketClient", data: bytes) -> str | None:
 
     if (problem := await _attempt(client, "listed", listed())) is not None:
         return problem
-    if problem := await _attempt(client, "written", client.create(probe, data, Card())):
+    if problem := await _attempt(client, "written", client.create(probe, data, ObjectMetadata())):
         return problem
     problem = await _attempt(client, "read", read())
     return await _attempt(client, "deleted", client.delete([probe])) or problem

@@ -19,7 +19,7 @@ _LENGTH: Final = struct.Struct("!I")
 
 
 @dataclass(frozen=True, slots=True)
-class InForce:
+class ActiveSettings:
     """Settings, and their number in ``Generations``.
 
     The main process answers for the upstreams of ``switched``: the operator has changed their
@@ -35,7 +35,7 @@ class InForce:
 class Start:
     """The first message to a worker."""
 
-    in_force: InForce
+    active: ActiveSettings
     index: Path
     relayed: int
     """Maximum number of concurrent relayed requests."""
@@ -61,7 +61,7 @@ class Watch:
     reports_pulls: bool
 
 
-Order = Start | InForce | Stop | Watch
+Command = Start | ActiveSettings | Stop | Watch
 
 
 class Channel:
@@ -72,7 +72,7 @@ class Channel:
         self._writer = writer
 
     @classmethod
-    async def over(cls, end: socket.socket) -> "Channel":
+    async def from_socket(cls, end: socket.socket) -> "Channel":
         """Return the channel over one end of a socket pair."""
         end.setblocking(False)  # noqa: FBT003 - the standard library's own
         return cls(*await asyncio.open_unix_connection(sock=end))
@@ -85,12 +85,12 @@ class Channel:
         self._writer.write(frame)
         await self._writer.drain()
 
-    async def order(self, order: Order) -> None:
-        """Send an order to a worker. Raises ``OSError``."""
-        await self.send(pickle.dumps(order))
+    async def send_command(self, command: Command) -> None:
+        """Send a command to a worker. Raises ``OSError``."""
+        await self.send(pickle.dumps(command))
 
-    async def ordered(self) -> Any:
-        """Return the next ``Order`` of the main process, None once it has ended."""
+    async def receive_command(self) -> Any:
+        """Return the next ``Command`` of the main process, None once it has ended."""
         frame = await self.receive()
         return None if frame is None else pickle.loads(frame)  # noqa: S301 - of our own parent
 

@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest
 
 from proxy.access.control import AccessControl, Policy
 from proxy.access.credentials import Bearer, parse
-from proxy.access.identity import Everyone
+from proxy.access.identity import AnonymousIdentifier
 from proxy.access.limits import ClientLimits
 from proxy.access.principals import Principal
 from proxy.access.rules import Action, Decision
@@ -20,14 +20,14 @@ from proxy.app import tag_rules
 from proxy.app.identity import KEYS_FILE
 from proxy.app.issuers import fetch_for
 from proxy.app.upstreams import freshness_rule
-from proxy.app.workers.channel import InForce
+from proxy.app.workers.channel import ActiveSettings
 from proxy.core import policy
 from proxy.core.errors import Unauthorized
 from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import TagRecord
 from proxy.core.routing import Router
 from proxy.index.generations import Generations
-from proxy.policies.rules import compiled
+from proxy.policies.rules import compile_rules
 from proxy.runtime.metrics import Metrics
 from proxy.settings import Settings
 from proxy.settings.access import Access, Limits
@@ -45,24 +45,26 @@ _MAX_KNOWN: Final = 50_000
 class Decisions:
     """Decides by the settings of ``use`` while they are in force."""
 
-    def __init__(self, in_force: InForce, metrics: Metrics, generations: Generations) -> None:
+    def __init__(self, active: ActiveSettings, metrics: Metrics, generations: Generations) -> None:
         """Build the parts of the settings. Raises ``ConfigError`` if they have become invalid."""
-        settings = in_force.settings
+        settings = active.settings
         self._metrics = metrics
         self._generations = generations
         self._own: OwnTokens | None = None
         self._authenticator: Authenticator | None = None
         self.router: Final = Router(settings)
         self.trusted: Final = TrustedProxies(settings.access.trusted_proxies)
-        self.access: Final = AccessControl(self._policy(settings), Everyone(), metrics.cache)
+        self.access: Final = AccessControl(
+            self._policy(settings), AnonymousIdentifier(), metrics.cache
+        )
         self.limits: Final = ClientLimits(_unlimited(settings.access), metrics.limits)
-        self.use(in_force)
+        self.use(active)
 
-    def use(self, in_force: InForce) -> None:
+    def use(self, active: ActiveSettings) -> None:
         """Decide by these settings from now on. Raises ``ConfigError``, and then is not current."""
-        settings = in_force.settings
+        settings = active.settings
         self._settings = settings
-        self._switched = in_force.switched
+        self._switched = active.switched
         self.router.update(settings)
         self.trusted.use(settings.access.trusted_proxies)
         self.access.use(self._policy(settings))
@@ -74,13 +76,13 @@ class Decisions:
             )
             for name in settings.upstreams
         }
-        self._policies = compiled(settings.policies, self.router.parse_selector)
+        self._policies = compile_rules(settings.policies, self.router.parse_selector)
         self._ours: dict[Target, bool] = {}
         for name in settings.upstreams:
             self._metrics.add(name)
         if settings.access.is_configured:
             self._identify(settings.access, settings.storage.path)
-        self._number = in_force.number
+        self._number = active.number
 
     async def close(self) -> None:
         """End work in the background."""
@@ -183,10 +185,10 @@ class Decisions:
 
     def _is_plain(self, upstream: str) -> bool:
         """Return True if no tag is held back or in the past, and upstream is always asked."""
-        rules = tag_rules.made(upstream, self._settings.upstreams[upstream])
+        rules = tag_rules.build_tag_rules(upstream, self._settings.upstreams[upstream])
         is_online = self._settings.offline_mode(upstream) == OfflineMode.NEVER
         is_online = is_online and upstream not in self._switched
-        return is_online and not rules.hold and not rules.travel
+        return is_online and not rules.has_cool_downs and not rules.has_past_times
 
     def _policy(self, settings: Settings) -> Policy:
         return Policy.of(settings.access, Router(settings).parse_selector)
@@ -197,10 +199,10 @@ class Decisions:
         from proxy.access.callers import Callers  # noqa: PLC0415
         from proxy.access.keys import Keys  # noqa: PLC0415
         from proxy.access.own_tokens import OwnTokens  # noqa: PLC0415
-        from proxy.access.sources import opened  # noqa: PLC0415
+        from proxy.access.sources import open_sources  # noqa: PLC0415
 
         self._own = OwnTokens(Keys(directory / KEYS_FILE), access.token_ttl)
-        sources = opened(access.model_copy(update={"oidc": ()}), fetch_for)
+        sources = open_sources(access.model_copy(update={"oidc": ()}), fetch_for)
         self._authenticator = Authenticator(sources, self._own, Callers())
         self.access.identify_with(self._authenticator)
 

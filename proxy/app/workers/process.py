@@ -18,10 +18,10 @@ from aiohttp.web import ServerRunner
 from proxy.access.audit_log import Audit
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.listening import WORKERS_SOCKET
-from proxy.app.workers.answers import Answers
-from proxy.app.workers.channel import Channel, InForce, Start, Stop, Watch
+from proxy.app.workers.cached_content import CachedContent
+from proxy.app.workers.channel import ActiveSettings, Channel, Start, Stop, Watch
 from proxy.app.workers.decisions import Decisions
-from proxy.app.workers.held import Held
+from proxy.app.workers.hit_handler import HitHandler
 from proxy.app.workers.relay import Relay
 from proxy.app.workers.reports import LogLines, Reports
 from proxy.core.errors import ConfigError
@@ -35,10 +35,10 @@ from proxy.runtime.supervisor import Supervisor
 from proxy.settings import Memory, Settings
 from proxy.settings.access import Access
 from proxy.web.acceptor import Acceptor
-from proxy.web.announced import Announcer
+from proxy.web.announcer import Announcer
 from proxy.web.certificate import certificate_of
 from proxy.web.clients import Clients
-from proxy.web.exchange import Journal, Watchers
+from proxy.web.exchange import RequestRecorder, Watchers
 from proxy.web.response_cache import ResponseCache
 from proxy.web.server import RegistryServer
 
@@ -66,8 +66,8 @@ async def serve(inherited: Inherited) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: None)
-    channel = await Channel.over(socket.socket(fileno=inherited.channel))
-    start = await channel.ordered()
+    channel = await Channel.from_socket(socket.socket(fileno=inherited.channel))
+    start = await channel.receive_command()
     if isinstance(start, Start):
         await _Worker(channel, start, Generations(inherited.generations)).run(inherited.listener)
 
@@ -76,14 +76,14 @@ class _Worker:
     """The parts of a worker."""
 
     def __init__(self, channel: Channel, start: Start, generations: Generations) -> None:
-        settings = start.in_force.settings
+        settings = start.active.settings
         lines = LogLines(is_terminal=start.is_terminal)
         output = logs.configure(settings.log.level, "json" if start.is_json else "console", lines)
         self._channel = channel
         self._settings = settings
         self._start = start
         self._metrics = metrics = Metrics(settings.upstreams)
-        self._decisions = Decisions(start.in_force, metrics, generations)
+        self._decisions = Decisions(start.active, metrics, generations)
         self._reports = Reports(
             channel,
             metrics,
@@ -96,9 +96,9 @@ class _Worker:
             output, level=settings.log.level, on_drop=metrics.cache.unlogged
         )
         audit, announcer = Audit(Access(), output, metrics), Announcer(self._reports.pulls)
-        self._journal = Journal(metrics, self._request_log, audit, {}, Watchers(announcer))
+        self._recorder = RequestRecorder(metrics, self._request_log, audit, {}, Watchers(announcer))
         self._certificate = certificate_of(settings)
-        self._held = Held(
+        self._content = CachedContent(
             settings.storage.path,
             self._index,
             self._decisions,
@@ -107,9 +107,9 @@ class _Worker:
         )
         guards = self._decisions.access, self._decisions.limits, self._decisions, self._decisions
         self._responses = ResponseCache(
-            self._held,
+            self._content,
             guards,
-            self._journal,
+            self._recorder,
             self._decisions.trusted,
             self._resolve,
         )
@@ -121,7 +121,7 @@ class _Worker:
         """Serve until the main process says stop, or has ended."""
         async with AsyncExitStack() as stack:
             stack.callback(self._channel.close)
-            stack.callback(self._held.close)
+            stack.callback(self._content.close)
             stack.push_async_callback(self._index.close)
             stack.push_async_callback(self._decisions.close)
             background = Supervisor()
@@ -140,24 +140,24 @@ class _Worker:
             await runner.setup()
             acceptor.start()
             background.start("reports", lambda: self._report(server))
-            grace = await self._obey()
+            grace = await self._follow_commands()
             await acceptor.close()
             await self._end(runner, grace)
 
     def _server(
         self, relay: Relay, listener: socket.socket, background: Supervisor
     ) -> tuple[RegistryServer, Acceptor]:
-        answers = Answers(
+        hits = HitHandler(
             self._decisions,
-            self._held,
+            self._content,
             relay,
-            journal=self._journal,
+            recorder=self._recorder,
             responses=self._responses,
         )
         clients = Clients(self._metrics.cache, self._settings.timeouts.send)
         background.start("stalled clients", clients.watch)
         server = RegistryServer(
-            answers.handle,
+            hits.handle,
             relay.handle,
             self._responses.get,
             clients=clients,
@@ -167,36 +167,36 @@ class _Worker:
         context = None if self._certificate is None else self._certificate.context
         return server, Acceptor(listener, server, clients, limit=limits.clients, context=context)
 
-    async def _obey(self) -> float | None:
+    async def _follow_commands(self) -> float | None:
         """Return the seconds that running responses have, None without a limit."""
-        while (order := await self._channel.ordered()) is not None:
-            match order:
-                case InForce():
-                    self._use(order)
+        while (command := await self._channel.receive_command()) is not None:
+            match command:
+                case ActiveSettings():
+                    self._use(command)
                 case Watch():
-                    self._reports.pulls.are_wanted = order.reports_pulls
+                    self._reports.pulls.are_wanted = command.reports_pulls
                 case Stop():
-                    return order.grace
+                    return command.grace
         log.warning("the main process has ended")
         return None
 
     async def _end(self, runner: ServerRunner, grace: float | None) -> None:
-        """Let running responses end; the death of a main process that ordered a stop ends them."""
+        """Let running responses end; the death of a main process that sent a stop ends them."""
         ends = [asyncio.create_task(runner.cleanup(), name="end responses")]
         if grace is not None:
-            ends.append(asyncio.create_task(self._channel.ordered(), name="end at once"))
+            ends.append(asyncio.create_task(self._channel.receive_command(), name="end at once"))
         await asyncio.wait(ends, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         for task in ends:
             task.cancel()
         await asyncio.gather(*ends, return_exceptions=True)
 
-    def _use(self, in_force: InForce) -> None:
+    def _use(self, active: ActiveSettings) -> None:
         """Use other settings; if they are invalid here, everything is relayed from now on."""
-        settings = in_force.settings
+        settings = active.settings
         try:
             if self._certificate is not None and settings.tls is not None:
                 self._certificate.use(settings.tls)
-            self._decisions.use(in_force)
+            self._decisions.use(active)
         except ConfigError as error:
             log.error("settings not used by a worker", error=str(error))
         self._responses.forget()

@@ -26,7 +26,7 @@ from yarl import URL
 from proxy.app.workers.reports import Reports
 from proxy.core.errors import Overloaded, UpstreamUnavailable
 from proxy.core.names import Digest, Target
-from proxy.repository.results import Live, Local
+from proxy.repository.results import LiveBlob, LocalBlob
 from proxy.web import replies
 from proxy.web.connection import Connection
 from proxy.web.exchange import Exchange
@@ -104,7 +104,7 @@ class Rest:
         self._request = request
 
     async def rest(
-        self, target: Target, digest: Digest, failed: Local | Live, sent: range
+        self, target: Target, digest: Digest, failed: LocalBlob | LiveBlob, sent: range
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes after those that were ``sent``. Raises ``UpstreamUnavailable``."""
         del failed  # the main process detects the damage

@@ -49,7 +49,7 @@ class Uses:
         if len(self._uses) > MAX_USES:
             del self._uses[next(iter(self._uses))]
 
-    def taken(self) -> list[list[str]]:
+    def drain(self) -> list[list[str]]:
         """Return the uses as JSON values, and forget them."""
         uses, self._uses = self._uses, {}
         return [[kind.name, *target, digest] for kind, target, digest in uses]
@@ -71,7 +71,7 @@ class Pulls:
         if self.wanted(kind):
             self._pulls.append([time.time(), subject, data])
 
-    def taken(self) -> list[list[Any]]:
+    def drain(self) -> list[list[Any]]:
         """Return the pulls as JSON values, and forget them."""
         taken = [*self._pulls]
         self._pulls.clear()
@@ -101,7 +101,7 @@ class LogLines(StringIO):
             self._size += len(text)
         return len(text)
 
-    def taken(self) -> str:
+    def drain(self) -> str:
         """Remove and return some of the lines, in whole writes."""
         with self._lock:
             size = count = 0
@@ -141,7 +141,7 @@ class Reports:
     async def send(self) -> None:
         """Report everything until now. Raises ``OSError``."""
         async with self._sending:
-            while text := self._lines.taken():
+            while text := self._lines.drain():
                 await self._channel.send(LINES + text.encode(errors="backslashreplace"))
             await self._channel.send(COUNTS + json.dumps(self._report()).encode())
 
@@ -150,10 +150,10 @@ class Reports:
         self._cpu, spent = cpu, cpu - self._cpu
         relayed, self.relayed = self.relayed, 0
         return {
-            "uses": self.uses.taken(),
-            "pulls": self.pulls.taken(),
-            "counts": deltas.taken(self._metrics),
-            "clients": self._limits.taken(),
+            "uses": self.uses.drain(),
+            "pulls": self.pulls.drain(),
+            "counts": deltas.drain(self._metrics),
+            "clients": self._limits.drain(),
             "relayed": relayed,
             "responses": self.responses,
             "cpu_seconds": spent,

@@ -129,7 +129,7 @@ def _found(programs: Programs) -> Programs:
 async def check(server: "Client", programs: Programs, image: str) -> Finding:
     """Pull the image and return whether Millpond served it; leave the client as it was.
 
-    Raises ``Refused``, ``Unanswered``.
+    Raises ``ErrorAnswer``, ``NoAnswer``.
     """
     upstream, program = image.split("/", maxsplit=1)[0], programs.pull[0]
     before = await _served(server, upstream)
@@ -171,10 +171,10 @@ class _Pulls:
         """Who pulled it, once the event has arrived."""
 
     async def __aenter__(self) -> Self:
-        from proxy.cli.client import Refused, Unanswered  # noqa: PLC0415 - aiohttp
+        from proxy.cli.client import ErrorAnswer, NoAnswer  # noqa: PLC0415 - aiohttp
 
         stream = self._server.events(EVENTS, {"kinds": "pull"})
-        with suppress(Refused, Unanswered):  # the counters have to do
+        with suppress(ErrorAnswer, NoAnswer):  # the counters have to do
             events = await self._stack.enter_async_context(stream)
             self._task = asyncio.create_task(self._watch(events), name="pulls")
         return self

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from yarl import URL
 
-from proxy.cli.client import Refused, Unanswered
+from proxy.cli.client import ErrorAnswer, NoAnswer
 from proxy.cli.clients.instance import (
     Instance,
     Login,
@@ -25,7 +25,7 @@ from proxy.settings.upstreams import check_name
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SetupOptions:
     """The options that select the instance."""
 
     address: str | None
@@ -35,27 +35,27 @@ class Choice:
     login: Login | None
 
 
-def instance(choice: Choice) -> Instance:
+def instance(setup: SetupOptions) -> Instance:
     """Return the instance. Raises ``ConfigError``.
 
     There are two cases. Without an address, or with a configuration in addition to it, the settings
     have everything. An address alone may be on another machine, whose settings are not available:
     the server reports its registries, and whether it requires a login.
     """
-    ca = _text(choice.ca_file, "--ca-file") if choice.ca_file is not None else None
+    ca = _text(setup.ca_file, "--ca-file") if setup.ca_file is not None else None
     if ca is not None and "-----BEGIN CERTIFICATE-----" not in ca:
-        raise ConfigError(f"--ca-file: {choice.ca_file} holds no PEM certificate")
-    url = parse_address(choice.address) if choice.address is not None else None
-    if url is not None and choice.config is None:
-        registries, asks = asyncio.run(_asked(url, choice))
-        return Instance(url, registries, ca=ca, login=choice.login, asks_for_login=asks)
-    settings = loading.load(choice.config, {}, print_error)
+        raise ConfigError(f"--ca-file: {setup.ca_file} holds no PEM certificate")
+    url = parse_address(setup.address) if setup.address is not None else None
+    if url is not None and setup.config is None:
+        registries, asks = asyncio.run(_asked(url, setup))
+        return Instance(url, registries, ca=ca, login=setup.login, asks_for_login=asks)
+    settings = loading.load(setup.config, {}, print_error)
     return Instance(
         url or own_address(settings),
-        chosen(configured(settings), choice.upstreams),
+        chosen(configured(settings), setup.upstreams),
         settings.default_upstream,
         ca,
-        choice.login,
+        setup.login,
         settings.access.is_configured,
     )
 
@@ -72,23 +72,23 @@ def read_login(user: str | None, password_file: Path | None) -> Login | None:
     return Login(user, password)
 
 
-async def _asked(url: URL, choice: Choice) -> tuple[tuple[Registry, ...], bool]:
+async def _asked(url: URL, setup: SetupOptions) -> tuple[tuple[Registry, ...], bool]:
     """Return the registries of the server at an address, and whether clients have to log in.
 
     Registries that are named need no server. Raises ``ConfigError``.
     """
-    named = tuple(_registry(name, "--upstream") for name in choice.upstreams)
-    options = ServerOptions(None, None, str(url), None, choice.ca_file)
+    named = tuple(_registry(name, "--upstream") for name in setup.upstreams)
+    options = ServerOptions(None, None, str(url), None, setup.ca_file)
     try:
         async with at_address(options) as client:
             stats = await client.ask("GET", "/-/stats")
             known = tuple(_registry(name, "the answer") for name in stats["upstreams"])
             try:
                 await client.read("GET", "/v2/")
-            except Refused as error:
-                return chosen(known, choice.upstreams), error.status == 401
-            return chosen(known, choice.upstreams), False
-    except (Unanswered, Refused) as error:
+            except ErrorAnswer as error:
+                return chosen(known, setup.upstreams), error.status == 401
+            return chosen(known, setup.upstreams), False
+    except (NoAnswer, ErrorAnswer) as error:
         if named:
             print_error(f"warning: {error}; it is not known whether it asks for a login")
             return named, False

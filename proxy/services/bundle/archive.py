@@ -11,7 +11,7 @@ from typing import BinaryIO, Final, Protocol
 from proxy.core.errors import ConfigError
 
 PARTIAL: Final = ".partial"
-LEAST_PART: Final = 1024 * 1024
+MIN_PART: Final = 1024 * 1024
 _BLOCK: Final = 512
 _END: Final = bytes(2 * _BLOCK)
 

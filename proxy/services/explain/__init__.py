@@ -1,7 +1,7 @@
 """Explains how Millpond handles an image, and why. Sends no request, and counts no use.
 
-``facts`` are the parts of an explanation; ``holding``, ``freshness``, ``prospects`` and ``keeping``
-gather them.
+``facts`` are the parts of an explanation; ``holding``, ``freshness``, ``keeping`` and
+``prediction`` gather them.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from proxy.core.routing import Choice
 from proxy.repository import Cache
 from proxy.repository.origins import Origin
 from proxy.services.explain.facts import Explanation, Pull, RateLimit, Registry, Route
-from proxy.services.explain.freshness import freshness_of, standing_of
+from proxy.services.explain.freshness import freshness_of, tag_state_of
 from proxy.services.explain.holding import held_of
-from proxy.services.explain.keeping import Keeper
-from proxy.services.explain.prospects import Prospects, offline_of, sources_of
+from proxy.services.explain.keeping import KeepingExplainer
+from proxy.services.explain.prediction import PullPredictor, offline_of, sources_of
 from proxy.upstream.auth import scope_of
 
 
@@ -37,8 +37,8 @@ class Explainer:
         self._content = content
         self._tags = cache.tags
         self._sources = sources
-        self._prospects = Prospects(cache.manifests, cache.tags, sources, content.clock)
-        self._keeper = Keeper(content, pins, feeds)
+        self._predictor = PullPredictor(cache.manifests, cache.tags, sources, content.clock)
+        self._keeping = KeepingExplainer(content, pins, feeds)
 
     async def explain(self, image: Image, choice: Choice) -> Explanation:
         """Return the explanation of an image, whose target ``choice`` has chosen.
@@ -48,15 +48,15 @@ class Explainer:
         target = choice.target
         origin = self._sources[target.upstream]
         if image.tag is not None:
-            standing = await standing_of(self._tags, target, image.tag)
-            held = await held_of(self._content, target, standing.digest)
-            freshness = freshness_of(origin, target, image.tag, standing)
-            pull = await self._prospects.of_tag(target, image.tag, standing, held)
+            tag_state = await tag_state_of(self._tags, target, image.tag)
+            held = await held_of(self._content, target, tag_state.digest)
+            freshness = freshness_of(origin, target, image.tag, tag_state)
+            pull = await self._predictor.of_tag(target, image.tag, tag_state, held)
         else:
             assert image.digest is not None
             held = await held_of(self._content, target, image.digest)
             freshness = None
-            pull = await self._prospects.of_digest(target, image.digest, held)
+            pull = await self._predictor.of_digest(target, image.digest, held)
         return Explanation(
             image=str(image),
             route=Route(choice.by, choice.text, target.upstream, origin.url, target.repo),
@@ -65,7 +65,7 @@ class Explainer:
             freshness=freshness,
             pull=pull if origin.callers is None else _confirmed(pull),
             offline=offline_of(held, origin),
-            keeping=await self._keeper.keeping(image, held.digest),
+            keeping=await self._keeping.keeping(image, held.digest),
         )
 
 

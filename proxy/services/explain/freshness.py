@@ -13,7 +13,7 @@ from proxy.services.explain.facts import Freshness
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TagState:
     """The digest that is served for a tag, None with a ``problem`` or if the tag is not known.
 
     ``is_open``: the creation time of an image decides whether another one is served.
@@ -27,7 +27,7 @@ class Standing:
     is_open: bool = False
 
 
-async def standing_of(tags: Tags, target: Target, tag: Tag) -> Standing:
+async def tag_state_of(tags: Tags, target: Target, tag: Tag) -> TagState:
     """Return the state of a tag, as far as it is known without a request."""
     cool_downs = tags.cool_downs
     record = await cool_downs.content.tags.get(target, tag)
@@ -36,22 +36,22 @@ async def standing_of(tags: Tags, target: Target, tag: Tag) -> Standing:
         try:
             shown = await tags.past.at(target, tag, moment)
         except RegistryError as error:
-            return Standing(record, None, as_of=moment, problem=error.message)
-        return Standing(record, shown, as_of=moment)
+            return TagState(record, None, as_of=moment, problem=error.message)
+        return TagState(record, shown, as_of=moment)
     if record is None:
-        return Standing(None, None)
+        return TagState(None, None)
     try:
         served = await cool_downs.foreseen(target, tag, record)
     except HeldBack as error:
-        return Standing(record, None, error.until, problem=error.message)
+        return TagState(record, None, error.until, problem=error.message)
     if served is None:
-        return Standing(record, record.descriptor.digest, is_open=True)
-    return Standing(record, served.digest, served.held_until)
+        return TagState(record, record.descriptor.digest, is_open=True)
+    return TagState(record, served.digest, served.held_until)
 
 
-def freshness_of(origin: Origin, target: Target, tag: Tag, standing: Standing) -> Freshness:
+def freshness_of(origin: Origin, target: Target, tag: Tag, tag_state: TagState) -> Freshness:
     """Return how old the answer for a tag may be, by the settings and the rate limit."""
-    rule, record = origin.rule_for(tag), standing.record
+    rule, record = origin.rule_for(tag), tag_state.record
     checked = record.checked_at if record is not None and record.checked_at > 0 else None
     cool_down = origin.tag_rules.cool_down(target, tag)
     fresh = math.inf if checked is None or rule.offline else checked + rule.tag_ttl
@@ -63,8 +63,8 @@ def freshness_of(origin: Origin, target: Target, tag: Tag, standing: Standing) -
         changed_by=_change(origin, tag),
         newest=None if record is None else record.descriptor.digest,
         min_age=None if cool_down is None else cool_down.min_age,
-        held_back_until=standing.held_back_until,
-        as_of=standing.as_of,
+        held_back_until=tag_state.held_back_until,
+        as_of=tag_state.as_of,
     )
 
 

@@ -8,7 +8,7 @@ from proxy.core.manifests import INDEX_TYPES
 from proxy.core.names import Digest, Target, parse_digest
 from proxy.core.platforms import platform_name
 from proxy.core.tolerant_json import as_list, read_object
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.services.explain.facts import Held, Missing, Part
 from proxy.services.inventory import State, weigh
 
@@ -37,10 +37,10 @@ async def held_of(content: Content, target: Target, digest: Digest | None) -> He
 
 async def _listed(content: Content, digest: Digest) -> list[tuple[str, Digest]]:
     """Return the images of a held index with their platforms; the first ``MAX_PARTS``."""
-    body = await content.look(digest)
+    body = await content.read_untouched(digest)
     if body is None:
         return []
-    document = await by_size(len(body), lambda: read_object(body))
+    document = await in_thread_if_large(len(body), lambda: read_object(body))
     found: list[tuple[str, Digest]] = []
     for entry in as_list(document.get("manifests")):
         if isinstance(entry, dict) and len(found) < MAX_PARTS:

@@ -13,7 +13,7 @@ from proxy.services.explain.facts import Keeping
 _NO_DIGEST: Final = Digest("")
 
 
-class Keeper:
+class KeepingExplainer:
     """Finds what protects an image from eviction, and when it was last used."""
 
     def __init__(self, content: Content, pins: Pins, feeds: Feeds) -> None:

@@ -39,29 +39,29 @@ class Delivery:
     is_ping: bool = False
 
 
-class Misshapen(ValueError):
+class MalformedDelivery(ValueError):
     """The document lacks a field that its format requires, or a name breaks the grammar."""
 
 
 def mapping(value: object) -> Mapping[str, object]:
-    """Return a JSON object. Raises ``Misshapen`` for anything else."""
+    """Return a JSON object. Raises ``MalformedDelivery`` for anything else."""
     if not isinstance(value, dict):
-        raise Misshapen
+        raise MalformedDelivery
     return value
 
 
 def text(value: object) -> str:
-    """Return a string. Raises ``Misshapen`` for anything else."""
+    """Return a string. Raises ``MalformedDelivery`` for anything else."""
     if not isinstance(value, str):
-        raise Misshapen
+        raise MalformedDelivery
     return value
 
 
 def mentions(repo: object, tags: Iterable[object], event_id: str = "") -> tuple[Mention, ...]:
-    """Return a mention of each tag; digests in place of tags are left out. Raises ``Misshapen``."""
+    """Return a mention of each tag, without digests. Raises ``MalformedDelivery``."""
     try:
         name = parse_repo(text(repo).lower())
         named = [tag for tag in map(text, tags) if not is_digest(tag)]
         return tuple(Mention(name, parse_tag(tag), event_id) for tag in named)
     except RegistryError as error:
-        raise Misshapen from error
+        raise MalformedDelivery from error

@@ -5,20 +5,27 @@ https://distribution.github.io/distribution/about/notifications/
 
 from typing import Final
 
-from proxy.services.hooks.delivery import Body, Delivery, Mention, Misshapen, mapping, mentions
+from proxy.services.hooks.delivery import (
+    Body,
+    Delivery,
+    MalformedDelivery,
+    Mention,
+    mapping,
+    mentions,
+)
 
 EXPECTED: Final = "events[] with id, action, target.repository and target.tag"
 _ACTIONS: Final = ("push", "delete")
 
 
 def parse(body: Body) -> Delivery:
-    """Return the tags that were pushed or deleted. Raises ``Misshapen``.
+    """Return the tags that were pushed or deleted. Raises ``MalformedDelivery``.
 
     There is an event for each blob and each pull too; those are ignored.
     """
     events = body.document.get("events")
     if not isinstance(events, list):
-        raise Misshapen
+        raise MalformedDelivery
     found = [mention for event in events for mention in _mentions(mapping(event))]
     signed = body.headers.get("webhook-id")
     return Delivery(tuple(found), () if signed is None else (signed,))

@@ -5,47 +5,57 @@ from typing import Final, NamedTuple
 
 from proxy.core.errors import Unprocessable
 from proxy.core.tolerant_json import read_object
-from proxy.services.hooks import distribution, dockerhub, github, gitlab, harbor, proofs, quay
-from proxy.services.hooks.delivery import Body, Delivery, Headers, Misshapen
-from proxy.services.hooks.proofs import Proof
+from proxy.services.hooks import (
+    authentication,
+    distribution,
+    dockerhub,
+    github,
+    gitlab,
+    harbor,
+    quay,
+)
+from proxy.services.hooks.authentication import SecretCheck
+from proxy.services.hooks.delivery import Body, Delivery, Headers, MalformedDelivery
 
 
 class Format(NamedTuple):
-    """One format: its required fields, its parser, and the proofs that it accepts.
+    """One format: its required fields, its parser, and the checks of its senders.
 
     ``tokens`` need no body, ``signatures`` do; ``signed_in`` is the header that has the signature.
     """
 
     expected: str
     parse: Callable[[Body], Delivery]
-    tokens: tuple[Proof, ...] = ()
-    signatures: tuple[Proof, ...] = ()
+    tokens: tuple[SecretCheck, ...] = ()
+    signatures: tuple[SecretCheck, ...] = ()
     signed_in: str = ""
 
 
 FORMATS: Final = {
-    "dockerhub": Format(dockerhub.EXPECTED, dockerhub.parse, (proofs.token_in_url,)),
+    "dockerhub": Format(dockerhub.EXPECTED, dockerhub.parse, (authentication.token_in_url,)),
     "github": Format(
         github.EXPECTED,
         github.parse,
         (),
-        (proofs.github_signature,),
+        (authentication.github_signature,),
         "X-Hub-Signature-256",
     ),
-    "quay": Format(quay.EXPECTED, quay.parse, (proofs.token_in_url, proofs.authorization)),
-    "harbor": Format(harbor.EXPECTED, harbor.parse, (proofs.authorization,)),
+    "quay": Format(
+        quay.EXPECTED, quay.parse, (authentication.token_in_url, authentication.authorization)
+    ),
+    "harbor": Format(harbor.EXPECTED, harbor.parse, (authentication.authorization,)),
     "gitlab": Format(
         gitlab.EXPECTED,
         gitlab.parse,
-        (proofs.gitlab_token, proofs.authorization),
-        (proofs.standard_signature,),
+        (authentication.gitlab_token, authentication.authorization),
+        (authentication.standard_signature,),
         "webhook-signature",
     ),
     "distribution": Format(
         distribution.EXPECTED,
         distribution.parse,
-        (proofs.authorization,),
-        (proofs.standard_signature,),
+        (authentication.authorization,),
+        (authentication.standard_signature,),
         "webhook-signature",
     ),
 }
@@ -56,6 +66,6 @@ def read(name: str, headers: Headers, raw: bytes) -> Delivery:
     form = FORMATS[name]
     try:
         return form.parse(Body(headers, raw, read_object(raw)))
-    except Misshapen:
+    except MalformedDelivery:
         problem = f"not a webhook in the format {name}: expected {form.expected}"
         raise Unprocessable(problem) from None

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Final
 
-from proxy.services.hooks.delivery import Body, Delivery, Misshapen, mapping, mentions, text
+from proxy.services.hooks.delivery import Body, Delivery, MalformedDelivery, mapping, mentions, text
 
 EXPECTED: Final = (
     "application/json of the event package or registry_package (X-GitHub-Event), with package_url "
@@ -18,7 +18,7 @@ _ACTIONS: Final = ("published", "updated")
 
 
 def parse(body: Body) -> Delivery:
-    """Return the tag that was pushed. Raises ``Misshapen``.
+    """Return the tag that was pushed. Raises ``MalformedDelivery``.
 
     The signature covers the body and not the delivery's id, so that the body identifies it too.
     """
@@ -27,7 +27,7 @@ def parse(body: Body) -> Delivery:
     if event == "ping":
         return Delivery(is_ping=True)
     if event not in _EVENTS:
-        raise Misshapen
+        raise MalformedDelivery
     package = mapping(body.document.get(event))
     version = mapping(package.get("package_version"))
     if body.document.get("action") not in _ACTIONS or not _is_image(package):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from proxy.services.hooks import distribution
-from proxy.services.hooks.delivery import Body, Delivery, Misshapen, mapping, mentions, text
+from proxy.services.hooks.delivery import Body, Delivery, MalformedDelivery, mapping, mentions, text
 
 EXPECTED: Final = (
     f"{distribution.EXPECTED} (of the registry), or object_kind pipeline, tag_push or release with "
@@ -19,7 +19,7 @@ _TAGS: Final = "refs/tags/"
 
 
 def parse(body: Body) -> Delivery:
-    """Return the tags that may have changed. Raises ``Misshapen``."""
+    """Return the tags that may have changed. Raises ``MalformedDelivery``."""
     document = body.document
     if "events" in document:
         return distribution.parse(body)
@@ -41,4 +41,4 @@ def _tag(document: Mapping[str, object]) -> str | None:
             pipeline = mapping(document.get("object_attributes"))
             return text(pipeline.get("ref")) if pipeline.get("status") == "success" else None
         case _:
-            raise Misshapen
+            raise MalformedDelivery

@@ -19,7 +19,7 @@ _CHANGES: Final = (
 
 
 def parse(body: Body) -> Delivery:
-    """Return the tags that were pushed or deleted. Raises ``Misshapen``."""
+    """Return the tags that were pushed or deleted. Raises ``MalformedDelivery``."""
     document = body.document
     kind = text(document.get("type"))
     is_cloud_event = "specversion" in document

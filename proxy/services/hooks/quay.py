@@ -5,14 +5,14 @@
 
 from typing import Final
 
-from proxy.services.hooks.delivery import Body, Delivery, Misshapen, mentions
+from proxy.services.hooks.delivery import Body, Delivery, MalformedDelivery, mentions
 
 EXPECTED: Final = "repository and updated_tags, as for the event Push to Repository"
 
 
 def parse(body: Body) -> Delivery:
-    """Return the tags that were pushed. Raises ``Misshapen``."""
+    """Return the tags that were pushed. Raises ``MalformedDelivery``."""
     tags = body.document.get("updated_tags")
     if not isinstance(tags, list | dict):
-        raise Misshapen
+        raise MalformedDelivery
     return Delivery(mentions(body.document.get("repository"), tags))

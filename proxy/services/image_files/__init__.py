@@ -10,7 +10,7 @@ from typing import Final
 from proxy.core.errors import RequestInvalid
 from proxy.services.image_files import compose, dockerfile, kubernetes, lines
 from proxy.services.image_files.documents import load_all
-from proxy.services.image_files.found import Build, Found
+from proxy.services.image_files.results import Build, FoundReferences
 
 MAX_BYTES: Final = 32 * 1024 * 1024
 """Maximum size of a file. A rendered chart with its CRDs has a few megabytes."""
@@ -24,7 +24,7 @@ _FIRST_INSTRUCTION: Final = re.compile(
 _YAML_NAME: Final = (".yaml", ".yml", ".json")
 
 
-def read(text: str, name: str, build: Build) -> Found:
+def read(text: str, name: str, build: Build) -> FoundReferences:
     """Return the images that the file ``name`` with the content ``text`` names.
 
     The kind of the file follows from its content, and from its name for Dockerfiles. Raises
@@ -39,7 +39,7 @@ def read(text: str, name: str, build: Build) -> Found:
     return lines.read(text, name)
 
 
-def _from_yaml(text: str, name: str, build: Build) -> Found:
+def _from_yaml(text: str, name: str, build: Build) -> FoundReferences:
     documents = load_all(text, name)
     if _is_compose(documents):
         return compose.read(documents[0], name, build)

@@ -14,8 +14,8 @@ from dotenv import dotenv_values
 from proxy.core.errors import RequestInvalid
 from proxy.services.image_files import dockerfile
 from proxy.services.image_files.documents import load_all
-from proxy.services.image_files.found import Build, Found
 from proxy.services.image_files.references import is_reference
+from proxy.services.image_files.results import Build, FoundReferences
 from proxy.services.image_files.variables import expand
 
 _MAX_FILES: Final = 50
@@ -26,7 +26,7 @@ _LOCAL_ONLY: Final = ("never", "build")
 Mapped = dict[str, object]
 
 
-def read(document: object, name: str, build: Build) -> Found:
+def read(document: object, name: str, build: Build) -> FoundReferences:
     """Return the images of a Compose file. Raises ``RequestInvalid``."""
     reader = _Reader(build)
     variables = _environment(build.folder, build)
@@ -46,7 +46,7 @@ class _Place:
 @dataclass(slots=True)
 class _Reader:
     build: Build
-    found: Found = field(default_factory=Found)
+    found: FoundReferences = field(default_factory=FoundReferences)
     _files: int = 0
 
     def read(self, document: Mapped, place: _Place) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.services.image_files.found import Build, Found
 from proxy.services.image_files.references import is_reference
+from proxy.services.image_files.results import Build, FoundReferences
 from proxy.services.image_files.variables import expand
 
 _DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(\S+)\s*$")
@@ -33,15 +33,15 @@ class _File:
 
     name: str
     build: Build
-    found: Found
+    found: FoundReferences
     escape: str = "\\"
     stages: list[str] = field(default_factory=list)
     values: dict[str, str] = field(default_factory=dict)
 
 
-def read(text: str, name: str, build: Build) -> Found:
+def read(text: str, name: str, build: Build) -> FoundReferences:
     """Return the images of a Dockerfile."""
-    file = _File(name, build, Found(), values=_platform_values(build))
+    file = _File(name, build, FoundReferences(), values=_platform_values(build))
     lines = text.removeprefix("\ufeff").splitlines()
     for key, value in _directives(lines):
         if key == "syntax":

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from proxy.services.image_files.documents import fields
-from proxy.services.image_files.found import Found
 from proxy.services.image_files.references import is_reference, is_surely_reference
+from proxy.services.image_files.results import FoundReferences
 
 _RELATED: Final = "RELATED_IMAGE_"
 _SCHEMAS: Final = "CustomResourceDefinition"
@@ -19,9 +19,9 @@ _NOT_DESIRED: Final = ("metadata", "status")
 """Annotations repeat older versions of an object, and ``status`` lists images of the past."""
 
 
-def read(documents: Iterable[object], name: str) -> Found:
+def read(documents: Iterable[object], name: str) -> FoundReferences:
     """Return the images of Kubernetes objects. Raises ``RequestInvalid``."""
-    found = Found()
+    found = FoundReferences()
     for document in documents:
         for each in _objects(document):
             _read_object(each, name, found)
@@ -38,7 +38,7 @@ def _objects(document: object) -> list[dict[str, object]]:
     return [{key: value for key, value in document.items() if key not in _NOT_DESIRED}]
 
 
-def _read_object(each: dict[str, object], name: str, found: Found) -> None:
+def _read_object(each: dict[str, object], name: str, found: FoundReferences) -> None:
     place = f"{name}: {each.get('kind', 'object')}"
     for key, value, holder in fields(each, name):
         match value:
@@ -55,7 +55,7 @@ def _read_object(each: dict[str, object], name: str, found: Found) -> None:
                 _add_parts(value, found)
 
 
-def _add(text: str, place: str, found: Found) -> None:
+def _add(text: str, place: str, found: FoundReferences) -> None:
     text = text.strip()
     if is_reference(text):
         found.add(text)
@@ -68,7 +68,7 @@ def _is_image_volume(holder: dict[str, object]) -> bool:
     return holder.keys() <= {"reference", "pullPolicy"}
 
 
-def _add_parts(parts: dict[object, object], found: Found) -> None:
+def _add_parts(parts: dict[object, object], found: FoundReferences) -> None:
     """Add an image that charts and operators write as registry, repository, tag and digest."""
     repository = parts.get("repository")
     if not isinstance(repository, str) or not repository:

@@ -1,11 +1,11 @@
 """Lists of images: one a line, with ``#`` before comments."""
 
-from proxy.services.image_files.found import Found
+from proxy.services.image_files.results import FoundReferences
 
 
-def read(text: str, name: str) -> Found:
+def read(text: str, name: str) -> FoundReferences:
     """Return the images of a list. A lock file is such a list too."""
-    found = Found()
+    found = FoundReferences()
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split() if not line.lstrip().startswith("#") else []
         if len(words) == 1:

@@ -17,7 +17,7 @@ from aiohttp import ClientSession, DummyCookieJar, TCPConnector
 from proxy.core.errors import StorageError
 from proxy.index.outbox import Outbox
 from proxy.runtime.events import Event, Events, Subscription
-from proxy.runtime.executors import to_its_end
+from proxy.runtime.executors import run_to_completion
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.part_counters import NotificationCounters
 from proxy.services.notifications.delivery import Delivery
@@ -66,7 +66,7 @@ class Notifications:
         trace: TracebackType | None,
     ) -> None:
         left = self._unsubscribe()
-        await self._keep(left)
+        await self._save(left)
         if self._session is not None:
             await self._session.close()
         await self._outbox.close()
@@ -109,16 +109,16 @@ class Notifications:
         await self._count()
         while True:
             await subscription.some()
-            await to_its_end(self._keep(subscription.taken()))
+            await run_to_completion(self._save(subscription.drain()))
 
     def _unsubscribe(self) -> list[Event]:
         """End the subscription; return its events that were not stored yet."""
         subscription, self._subscription = self._subscription, None
         self._subscribed.close()
         self._lost = 0
-        return [] if subscription is None else subscription.taken()
+        return [] if subscription is None else subscription.drain()
 
-    async def _keep(self, events: list[Event]) -> None:
+    async def _save(self, events: list[Event]) -> None:
         rows: list[tuple[str, str]] = []
         for delivery in self._deliveries:
             wanted = [event for event in events if delivery.receiver.wants(event)]

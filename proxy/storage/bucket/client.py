@@ -19,7 +19,7 @@ from proxy.core.errors import BlobUnknown, DigestInvalid, UpstreamUnavailable
 from proxy.core.names import Digest, parse_digest
 from proxy.runtime.metrics import CacheCounters
 from proxy.storage.bucket.breaker import Breaker
-from proxy.storage.bucket.cards import KEY, Card
+from proxy.storage.bucket.object_metadata import KEY, ObjectMetadata
 from proxy.storage.bucket.stores import ANSWER_SECONDS, STALL_SECONDS, Stores, reason
 
 SLOW_SECONDS: Final = 10.0
@@ -29,7 +29,7 @@ SLOW_RATE: Final = 32 * 1024
 PART: Final = 8 * 1024 * 1024
 """Bytes of one part of a large upload. Smaller content is written by one request."""
 
-_PARTS_AT_ONCE: Final = 2
+_PARTS_CONCURRENCY: Final = 2
 _MAX_PARTS: Final = 9_000
 _CHUNK: Final = 256 * 1024
 _PAGE: Final = 1000
@@ -79,7 +79,7 @@ class BucketClient:
             found = await obstore.get_async(self._stores.reading, _path(digest), options=options)
         return ObjectReader(self, found, offset)
 
-    async def head(self, digest: Digest) -> tuple[int, Card]:
+    async def head(self, digest: Digest) -> tuple[int, ObjectMetadata]:
         """Return an object's size in bytes and its card.
 
         Raises ``BlobUnknown``, ``UpstreamUnavailable``.
@@ -88,9 +88,9 @@ class BucketClient:
             found = await obstore.get_async(
                 self._stores.reading, _path(digest), options={"head": True}
             )
-        return found.meta["size"], _card(found)
+        return found.meta["size"], _metadata(found)
 
-    async def create(self, digest: Digest, data: bytes, card: Card) -> bool:
+    async def create(self, digest: Digest, data: bytes, metadata: ObjectMetadata) -> bool:
         """Write a small object unless there is one; return True if it was written.
 
         Raises ``UpstreamUnavailable``.
@@ -101,7 +101,7 @@ class BucketClient:
                     self._stores.writing,
                     _path(digest),
                     data,
-                    attributes=_attributes(card),
+                    attributes=_attributes(metadata),
                     mode="create",
                 )
         except AlreadyExistsError:
@@ -110,7 +110,7 @@ class BucketClient:
         return True
 
     async def write(
-        self, digest: Digest, chunks: AsyncIterator[bytes], size: int, card: Card
+        self, digest: Digest, chunks: AsyncIterator[bytes], size: int, metadata: ObjectMetadata
     ) -> None:
         """Write an object of ``size`` bytes in parts, in place of one that may be there.
 
@@ -122,10 +122,10 @@ class BucketClient:
                 self._stores.writing,
                 _path(digest),
                 chunks,
-                attributes=_attributes(card),
+                attributes=_attributes(metadata),
                 use_multipart=True,
                 chunk_size=max(PART, -(-size // _MAX_PARTS)),
-                max_concurrency=_PARTS_AT_ONCE,
+                max_concurrency=_PARTS_CONCURRENCY,
             )
 
     async def delete(self, digests: list[Digest]) -> None:
@@ -228,7 +228,7 @@ class ObjectReader:
 
     def __init__(self, client: BucketClient, found: "obstore.GetResult", offset: int) -> None:
         self.size: Final = found.meta["size"]
-        self.card: Final = _card(found)
+        self.metadata: Final = _metadata(found)
         self.offset = offset
         self._client = client
         self._chunks: Any = found.stream(min_chunk_size=_CHUNK)
@@ -276,9 +276,9 @@ def _entry(listed: Any) -> Entry | None:
     return Entry(digest, listed["size"], listed["last_modified"].timestamp())
 
 
-def _attributes(card: Card) -> Any:
-    return {"Content-Type": "application/octet-stream", KEY: card.text()}
+def _attributes(metadata: ObjectMetadata) -> Any:
+    return {"Content-Type": "application/octet-stream", KEY: metadata.text()}
 
 
-def _card(found: "obstore.GetResult") -> Card:
-    return Card.parse(found.attributes.get(KEY))
+def _metadata(found: "obstore.GetResult") -> ObjectMetadata:
+    return ObjectMetadata.parse(found.attributes.get(KEY))

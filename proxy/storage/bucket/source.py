@@ -10,7 +10,7 @@ from proxy.core import manifests
 from proxy.core.errors import BlobUnknown, NotFound, UpstreamUnavailable
 from proxy.core.names import Digest, Target, matches, sha256
 from proxy.core.sources import Body, Piece, Place, Priority, SharedManifest, WrongBytes
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.runtime.singleflight import SingleFlight
 from proxy.storage.bucket.client import BucketClient, ObjectReader
 from proxy.storage.bucket.recency import Recency
@@ -67,8 +67,8 @@ class BucketSource:
 
         Raises ``BlobUnknown``, ``UpstreamUnavailable``.
         """
-        size, card = await self._client.head(digest)
-        if target not in card.holders:
+        size, metadata = await self._client.head(digest)
+        if target not in metadata.holders:
             raise BlobUnknown(f"{target}@{digest} is not in the bucket")
         return size
 
@@ -94,16 +94,20 @@ class BucketSource:
     async def _manifest(self, target: Target, digest: Digest) -> SharedManifest | None:
         try:
             reader = await self._opened(digest)
-            card = reader.card
-            media_type = card.media_type
-            if media_type is None or target not in card.holders or reader.size > manifests.MAX_SIZE:
+            metadata = reader.metadata
+            media_type = metadata.media_type
+            if (
+                media_type is None
+                or target not in metadata.holders
+                or reader.size > manifests.MAX_SIZE
+            ):
                 reader.close()
                 return None
             body = await self._proven(target, digest, reader)
         except (NotFound, UpstreamUnavailable):
             return None
         self._recency.touch(digest)
-        return SharedManifest(body, media_type, card.is_public)
+        return SharedManifest(body, media_type, metadata.is_public)
 
     async def _proven(self, target: Target, digest: Digest, reader: ObjectReader) -> bytes:
         """Return all bytes of a small object. Raises ``BlobUnknown`` if they are wrong."""
@@ -111,7 +115,7 @@ class BucketSource:
             body = await reader.whole()
         finally:
             reader.close()
-        if await by_size(len(body), lambda: matches(digest, body)):
+        if await in_thread_if_large(len(body), lambda: matches(digest, body)):
             return body
         self.reject(digest)
         for listener in self.on_wrong:
@@ -124,8 +128,8 @@ class _ObjectBody:
 
     def __init__(self, reader: ObjectReader, target: Target, proven: bytes | None) -> None:
         self.size: int | None = reader.size
-        self.is_public = reader.card.is_public
-        self.is_confirmed = target in reader.card.holders
+        self.is_public = reader.metadata.is_public
+        self.is_confirmed = target in reader.metadata.holders
         self._reader = reader
         self._proven = proven
 

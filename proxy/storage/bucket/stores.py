@@ -34,7 +34,7 @@ class Stores:
     public: S3Store | None
 
 
-def opened(configured: Bucket, secret: str | None) -> Stores:
+def open_stores(configured: Bucket, secret: str | None) -> Stores:
     """Return the stores of a bucket; nothing is sent yet. Raises ``ConfigError``."""
     public = None if configured.redirect is None else configured.redirect.public_endpoint
     try:

@@ -68,7 +68,7 @@ class Credentials(Protocol):
         """Cancel running work."""
 
 
-class Lasting:
+class PermanentCredentials:
     """Base of sources without expiry and renewal."""
 
     __slots__ = ()
@@ -84,7 +84,7 @@ class Lasting:
 
 
 @dataclass(frozen=True, slots=True)
-class Static(Lasting):
+class StaticCredentials(PermanentCredentials):
     """A credential from the configuration, or None for anonymous access."""
 
     credential: Credential | None = None
@@ -96,7 +96,7 @@ class Static(Lasting):
 
 
 @dataclass(frozen=True, slots=True)
-class PasswordFile(Lasting):
+class PasswordFile(PermanentCredentials):
     """A password in a file that another program may renew at any time."""
 
     username: str

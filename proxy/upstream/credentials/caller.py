@@ -12,8 +12,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.runtime.behalf import BEHALF
-from proxy.upstream.credentials import Credential, Lasting
+from proxy.runtime.client_key import CLIENT_KEY
+from proxy.upstream.credentials import Credential, PermanentCredentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,16 @@ _current: Final[ContextVar[Caller]] = ContextVar("caller", default=ANONYMOUS)
 @contextmanager
 def asking_as(caller: Caller) -> Iterator[None]:
     """Use the login of this client until the context ends, also in tasks that begin in it."""
-    token, behalf = _current.set(caller), BEHALF.set(caller.key)
+    token, client_key = _current.set(caller), CLIENT_KEY.set(caller.key)
     try:
         yield
     finally:
-        BEHALF.reset(behalf)
+        CLIENT_KEY.reset(client_key)
         _current.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
-class CallerCredentials(Lasting):
+class CallerCredentials(PermanentCredentials):
     """The credential of the current client."""
 
     upstream: str

@@ -8,7 +8,7 @@ from yarl import URL
 from proxy.core.errors import ConfigError
 from proxy.settings.upstreams import ExecCredentials, KubeletCredentials, Upstream
 from proxy.settings.upstreams import UpstreamCredentials as CredentialsSettings
-from proxy.upstream.credentials import Credential, Credentials, PasswordFile, Static
+from proxy.upstream.credentials import Credential, Credentials, PasswordFile, StaticCredentials
 from proxy.upstream.credentials.aws import AWS, region_of
 from proxy.upstream.credentials.azure import Azure
 from proxy.upstream.credentials.caller import CallerCredentials
@@ -49,12 +49,12 @@ def make_credentials(configured: Upstream, transport: Transport) -> Credentials:
     if isinstance(source, CredentialsSettings):
         return _from_source(source, transport)
     if configured.username is None:
-        return Static()
+        return StaticCredentials()
     if configured.password_file is not None:
         return PasswordFile(configured.username, configured.password_file)
     assert configured.password is not None
     password = configured.password.get_secret_value()
-    return Static(Credential(configured.username, password), "password")
+    return StaticCredentials(Credential(configured.username, password), "password")
 
 
 def _from_source(source: CredentialsSettings, transport: Transport) -> Credentials:

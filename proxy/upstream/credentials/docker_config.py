@@ -21,7 +21,7 @@ from proxy.core.errors import CredentialsRejected
 from proxy.upstream.credentials import IDENTITY_TOKEN, Credential, host_of, path_of, read_text
 from proxy.upstream.credentials.helper import ask_helper
 from proxy.upstream.credentials.program import Program
-from proxy.upstream.credentials.renewing import Renewing
+from proxy.upstream.credentials.renewing import RenewingCache
 
 HUB: Final = "https://index.docker.io/v1/"
 _HUB_HOSTS: Final = frozenset({"registry-1.docker.io", "index.docker.io", "docker.io"})
@@ -38,7 +38,7 @@ class DockerConfig:
         self._url = url
         self._stamp: object = None
         self._document: dict[str, Any] = {}
-        self._helpers: Renewing[Credential | None] = Renewing(self.kind)
+        self._helpers: RenewingCache[Credential | None] = RenewingCache(self.kind)
 
     async def get(self, repository: str) -> Credential | None:
         """Return the credential of the most specific key, None if there is none."""

@@ -16,7 +16,7 @@ from yarl import URL
 from proxy.core.errors import CredentialsRejected
 from proxy.upstream.credentials import Credential, host_of, path_of
 from proxy.upstream.credentials.program import Program, read_answer, run
-from proxy.upstream.credentials.renewing import Issued, Renewing
+from proxy.upstream.credentials.renewing import Issued, RenewingCache
 
 VERSION: Final = "credentialprovider.kubelet.k8s.io/v1"
 MAX_RUNNING: Final = 2
@@ -47,7 +47,7 @@ class KubeletPlugin:
         self._is_by_image = True
         self._slots = asyncio.Semaphore(MAX_RUNNING)
         self._asking = 0
-        self._answers: Renewing[dict[str, Credential]] = Renewing(self.kind)
+        self._answers: RenewingCache[dict[str, Credential]] = RenewingCache(self.kind)
 
     async def get(self, repository: str) -> Credential | None:
         """Return the credential of the most specific pattern that matches, None without one."""

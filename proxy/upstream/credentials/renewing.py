@@ -3,7 +3,7 @@
 There are three cases. A value that expires soon is renewed in the background; if that fails, it
 stays in use until it expires. Without a value all callers wait for one request, whose failure is
 cached for ``FAILURE_PAUSE``. A value that upstream refuses is renewed at once, but at most every
-``LEAST_LIFE``: a registry that refuses everything does not start a program per request.
+``MIN_LIFE``: a registry that refuses everything does not start a program per request.
 """
 
 import random
@@ -19,7 +19,7 @@ from proxy.core.errors import CredentialsRejected, UpstreamFailure
 from proxy.runtime.singleflight import SingleFlight
 from proxy.upstream.credentials import Credential
 
-LEAST_LIFE: Final = 60.0
+MIN_LIFE: Final = 60.0
 LONGEST_LIFE: Final = 86400.0
 UNKNOWN_LIFE: Final = 600.0
 """Seconds that a value is used whose source names no time, or one in the past."""
@@ -46,7 +46,7 @@ Fetch = Callable[[], Coroutine[Any, Any, Issued[Value]]]
 
 
 @dataclass(slots=True)
-class _Held(Generic[Value]):
+class _Entry(Generic[Value]):
     value: Value = field(repr=False)
     asked_at: float
     renew_at: float
@@ -58,13 +58,13 @@ class _Failed(NamedTuple):
     until: float
 
 
-class Renewing(Generic[Value]):
+class RenewingCache(Generic[Value]):
     """Values by key. ``kind`` names their source in the log; ``clock`` returns seconds."""
 
     def __init__(self, kind: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._kind = kind
         self._clock = clock
-        self._held: LRUCache[Hashable, _Held[Value]] = LRUCache(MAX_KEYS)
+        self._held: LRUCache[Hashable, _Entry[Value]] = LRUCache(MAX_KEYS)
         self._failed: LRUCache[Hashable, _Failed] = LRUCache(MAX_KEYS)
         self._flights: SingleFlight[Value] = SingleFlight(f"credentials {kind}")
 
@@ -85,7 +85,7 @@ class Renewing(Generic[Value]):
         held = self._held.get(key)
         if held is None or held.value != refused:
             return await self.get(key, fetch)
-        if self._clock() < held.asked_at + LEAST_LIFE:
+        if self._clock() < held.asked_at + MIN_LIFE:
             return refused
         return await self._flights.do(key, lambda: self._renew(key, fetch))
 
@@ -116,7 +116,7 @@ class Renewing(Generic[Value]):
             return held.value
         now, life = self._clock(), _clamped(life)
         share = random.uniform(0.75, 0.85)  # noqa: S311 - spreads requests, hides nothing
-        self._held[key] = _Held(value, now, now + life * share, now + life)
+        self._held[key] = _Entry(value, now, now + life * share, now + life)
         self._failed.pop(key, None)
         return value
 
@@ -132,7 +132,7 @@ class RenewingCredentials:
     ) -> None:
         self.kind: Final = kind
         self._fetch = fetch
-        self._renewing: Renewing[Credential | None] = Renewing(kind, clock)
+        self._renewing: RenewingCache[Credential | None] = RenewingCache(kind, clock)
 
     async def get(self, repository: str) -> Credential | None:
         """Return the credential; one request for all that wait."""
@@ -156,4 +156,4 @@ def _clamped(life: float | None) -> float:
     """Return a life within bounds. A time in the past, or not a number, is as good as none."""
     if life is None or not life > 0:
         return UNKNOWN_LIFE
-    return min(max(life, LEAST_LIFE), LONGEST_LIFE)
+    return min(max(life, MIN_LIFE), LONGEST_LIFE)

@@ -23,10 +23,10 @@ from proxy.core.units import parse_size
 from proxy.repository import Cache
 from proxy.services.drop import Dropper
 from proxy.services.expansion import Expansion
-from proxy.services.pull import Platforms, Puller, Wanted
+from proxy.services.pull import Platforms, Puller, PullOptions
 from proxy.services.verify import Verifier
 from proxy.upstream.registry import Upstream
-from proxy.web.admin import images, keeping, offline, tags
+from proxy.web.admin import images, offline, protection, tags
 from proxy.web.admin.bundles import Bundles
 from proxy.web.admin.documents import Document, Page, is_true, read_body, reply, required, stream
 from proxy.web.gate import Guards
@@ -68,7 +68,7 @@ class Services:
     """Called after upstreams were taken offline, or online."""
 
 
-class Control:
+class AdminActions:
     """The operator's pages. Each raises ``RegistryError`` for an invalid request."""
 
     def __init__(self, services: Services, access: AdminAccess, audit: AuditLog) -> None:
@@ -108,20 +108,20 @@ class Control:
         return await page(request)
 
     async def _get_pins(self, _: BaseRequest) -> StreamResponse:
-        return reply(await keeping.pins(self.pins))
+        return reply(await protection.pins(self.pins))
 
     async def _put_pin(self, request: BaseRequest) -> StreamResponse:
-        return reply(await keeping.pin(self.pins, required(request, "pin")))
+        return reply(await protection.pin(self.pins, required(request, "pin")))
 
     async def _delete_pin(self, request: BaseRequest) -> StreamResponse:
-        return reply(await keeping.unpin(self.pins, required(request, "pin")))
+        return reply(await protection.unpin(self.pins, required(request, "pin")))
 
     async def _get_fleet(self, _: BaseRequest) -> StreamResponse:
         replicas = sorted(self._services.replicas().items())
         return reply({"replicas": [{"address": one} | facts for one, facts in replicas]})
 
     async def _get_in_use(self, _: BaseRequest) -> StreamResponse:
-        return reply(keeping.in_use(self._feeds))
+        return reply(protection.in_use(self._feeds))
 
     async def _put_in_use(self, request: BaseRequest) -> StreamResponse:
         text = await _body(request)
@@ -184,12 +184,12 @@ class Control:
 
     async def _post_refresh(self, request: BaseRequest) -> StreamResponse:
         image = self._services.image(required(request, "image"))
-        return reply(await keeping.refresh(self._services.cache, image))
+        return reply(await protection.refresh(self._services.cache, image))
 
     async def _post_pull(self, request: BaseRequest) -> StreamResponse:
         image = self._services.image(required(request, "image"))
         named = request.query.get("platforms", "")
-        wanted = Wanted(
+        wanted = PullOptions(
             Platforms(tuple(filter(None, named.split(",")))),
             with_referrers=is_true(request, "referrers"),
             is_dry=is_true(request, "dry_run"),

@@ -16,7 +16,7 @@ from proxy.core.names import parse_digest
 from proxy.core.routing import Router
 from proxy.core.selection import Selector, is_pattern, selector_of
 from proxy.core.tolerant_json import as_list
-from proxy.repository.results import Local
+from proxy.repository.results import LocalBlob
 from proxy.runtime.executors import Pool, in_thread
 from proxy.services.bundle import contents as bundle
 from proxy.services.bundle.contents import BundledBlob
@@ -95,7 +95,7 @@ class Bundles:
             response.content_length = file.size
             sending = Sending(request, response)
             await sending.begin()
-            await sending.file(Local(file), 0, file.size)
+            await sending.file(LocalBlob(file), 0, file.size)
             await sending.finish()
         return response
 

@@ -10,7 +10,7 @@ import structlog
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy.core.errors import RegistryError, RequestInvalid, StorageError, StorageUnavailable
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"

@@ -26,16 +26,16 @@ from proxy.core.routing import Router
 from proxy.runtime.executors import in_thread
 from proxy.runtime.metrics import Metrics
 from proxy.runtime.token_bucket import TokenBucket
+from proxy.services.hooks.authentication import SentCredentials, is_authentic
 from proxy.services.hooks.delivery import Delivery
 from proxy.services.hooks.formats import FORMATS, read
-from proxy.services.hooks.proofs import Shown, is_proven
 from proxy.services.hooks.replays import Replays
 from proxy.services.renewal import Renewal
 from proxy.services.tag_queue import Key, TagQueue
 from proxy.settings.hooks import Hook
-from proxy.web import audited
+from proxy.web import audit_events
+from proxy.web.admin.body_reader import PER_SENDER, READING, BodyReader
 from proxy.web.admin.documents import refusal, reply, unavailable
-from proxy.web.admin.intake import PER_SENDER, READING, Intake
 
 PATH: Final = "/-/hooks/"
 MAX_TAGS: Final = 100
@@ -94,7 +94,7 @@ class Hooks:
         self._clock = clock
         self._senders: dict[str, _Sender] = {}
         self._queue = TagQueue(self._check, concurrency=CHECKS, pause=PAUSE)
-        self._proven, self._unproven = Intake(READING), Intake(PER_SENDER)
+        self._proven, self._unproven = BodyReader(READING), BodyReader(PER_SENDER)
 
     def use(self, hooks: Mapping[str, Hook]) -> None:
         """Accept deliveries for these hooks from now on; hooks that stay keep their state."""
@@ -158,13 +158,13 @@ class Hooks:
         token have places of their own, which no other client can take.
         """
         form, secrets = FORMATS[sender.hook.format], await _secrets(sender)
-        shown = Shown(request.headers, request.query.get("token", ""), b"", self._clock())
-        if is_proven(shown, form.tokens, secrets):
+        shown = SentCredentials(request.headers, request.query.get("token", ""), b"", self._clock())
+        if is_authentic(shown, form.tokens, secrets):
             return await self._proven.read(request)
         if form.signed_in not in request.headers:
             raise Unauthorized("the secret is missing or wrong")
         body = await self._unproven.read(request)
-        if not is_proven(shown._replace(body=body), form.signatures, secrets):
+        if not is_authentic(shown._replace(body=body), form.signatures, secrets):
             raise Unauthorized("the secret is missing or wrong")
         return body
 
@@ -198,7 +198,7 @@ class Hooks:
 
     def _record(self, request: BaseRequest, sender: _Sender, failure: RegistryError | None) -> None:
         if self._audit.is_on:
-            self._audit.record(audited.hooked(request, sender.name, failure))
+            self._audit.record(audit_events.of_webhook(request, sender.name, failure))
 
 
 async def _secrets(sender: _Sender) -> list[bytes]:

@@ -13,7 +13,7 @@ from proxy.repository.cool_downs import CoolDowns, Served
 from proxy.services.inventory import Weight, weights
 from proxy.web.admin.documents import Document
 
-_MOST_LINES: Final = 10_000
+_MAX_LINES: Final = 10_000
 
 
 async def described(
@@ -77,7 +77,7 @@ async def would_evict(content: Content, coldest: list[BlobRecord]) -> AsyncGener
     First the content, least recently used first, then the images that lose some of it, then totals.
     """
     victims = {record.digest: record for record in coldest}
-    for record in list(victims.values())[:_MOST_LINES]:
+    for record in list(victims.values())[:_MAX_LINES]:
         yield {
             "digest": record.digest,
             "size": record.size,

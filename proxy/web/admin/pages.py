@@ -1,4 +1,4 @@
-"""Millpond's own pages: ``/-/stats``, ``/-/healthz``, ``/-/readyz``, ``/metrics``, ``control``."""
+"""Millpond's own pages: ``/-/stats``, ``/-/healthz``, ``/-/readyz``, ``/metrics``, ``actions``."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -12,9 +12,9 @@ from proxy.access.principals import OPERATOR, Principal
 from proxy.core.errors import Denied, PathNotFound, RegistryError, StorageError, Unsupported
 from proxy.runtime.prometheus_view import Gauge, registry
 from proxy.upstream.circuit_breaker import CircuitBreaker
-from proxy.web import audited
+from proxy.web import audit_events
 from proxy.web.admin import welcome
-from proxy.web.admin.actions import Control
+from proxy.web.admin.actions import AdminActions
 from proxy.web.admin.api.application import Api
 from proxy.web.admin.api.routes import PREFIX
 from proxy.web.admin.dashboard.serving import Dashboard
@@ -22,15 +22,17 @@ from proxy.web.admin.documents import refusal, reply, unavailable
 from proxy.web.admin.sites import Sites
 from proxy.web.admin.statistics import Statistics, last_success, public
 from proxy.web.gate import presented
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 
 
 class Admin:
     """Serves statistics to every client, and administration to operators."""
 
-    def __init__(self, statistics: Statistics, control: Control, api: Api, sites: Sites) -> None:
+    def __init__(
+        self, statistics: Statistics, actions: AdminActions, api: Api, sites: Sites
+    ) -> None:
         self._statistics = statistics
-        self._control = control
+        self._actions = actions
         self._dashboard = Dashboard()
         self._api = api
         self.sites: Final = sites
@@ -48,11 +50,11 @@ class Admin:
         try:
             self.sites.check(request)
         except RegistryError as error:
-            if self._control.audit.is_on:
-                self._control.audit.record(audited.administered(request, None, error))
+            if self._actions.audit.is_on:
+                self._actions.audit.record(audit_events.of_admin_request(request, None, error))
             return refusal(error)
         return await self._handle(
-            request, lambda: self._control.access.authorize(*presented(request))
+            request, lambda: self._actions.access.authorize(*presented(request))
         )
 
     async def handle_trusted(self, request: BaseRequest) -> StreamResponse:
@@ -60,7 +62,7 @@ class Admin:
         return await self._handle(request, self._operator)
 
     async def _operator(self) -> Principal:
-        self._control.access.enforce(OPERATOR)
+        self._actions.access.enforce(OPERATOR)
         return OPERATOR
 
     async def _handle(
@@ -70,9 +72,9 @@ class Admin:
         try:
             if request.path.startswith(PREFIX):
                 return await self._api.handle(request, authorize)
-            if self._control.has(request.path):
+            if self._actions.has(request.path):
                 return await self._operate(request, authorize)
-            self._control.access.observe(request.remote)
+            self._actions.access.observe(request.remote)
             if request.path == "/-/stats":
                 _require_read(request)
                 return await self._stats(request, authorize)
@@ -91,7 +93,7 @@ class Admin:
         try:
             principal = await authorize()
             _refuse_browsers(request)
-            return await self._control.answer(request)
+            return await self._actions.answer(request)
         except RegistryError as error:
             failure = error
             raise
@@ -99,8 +101,10 @@ class Admin:
             failure = unavailable(request, error)
             raise failure from error
         finally:
-            if self._control.audit.is_on:
-                self._control.audit.record(audited.administered(request, principal, failure))
+            if self._actions.audit.is_on:
+                self._actions.audit.record(
+                    audit_events.of_admin_request(request, principal, failure)
+                )
 
     async def _stats(
         self, request: BaseRequest, authorize: Callable[[], Awaitable[Principal]]
@@ -110,7 +114,7 @@ class Admin:
         try:
             await authorize()
         except RegistryError as error:
-            audited.record_wrong_login(self._control.audit, request, error)
+            audit_events.record_wrong_login(self._actions.audit, request, error)
             return reply(public(stats))
         return reply(stats)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.access.principals import Principal
-from proxy.app.workers.channel import InForce
+from proxy.app.workers.channel import ActiveSettings
 from proxy.app.workers.decisions import Decisions
 from proxy.core.names import Digest, Repo, Tag, Target
 from proxy.core.records import Descriptor, TagRecord
@@ -31,8 +31,8 @@ def generations() -> Iterator[Generations]:
 def made(generations: Generations) -> Made:
     def make(**settings: Any) -> Decisions:
         document = {"upstreams": {"docker.io": {}}} | settings
-        in_force = InForce(Settings.model_validate(document), generations.settings)
-        return Decisions(in_force, Metrics([]), generations)
+        active = ActiveSettings(Settings.model_validate(document), generations.settings)
+        return Decisions(active, Metrics([]), generations)
 
     return make
 
@@ -45,7 +45,7 @@ def test_a_plain_hit_is_a_workers_until_other_settings_are_in_force(
     number = generations.change_settings()
     assert not decisions.is_current
     assert decisions.allows(CLIENT, TARGET) is None
-    decisions.use(InForce(Settings.model_validate({}), number))
+    decisions.use(ActiveSettings(Settings.model_validate({}), number))
     assert decisions.allows(CLIENT, TARGET) is not None
 
 

@@ -18,9 +18,9 @@ from urllib.request import urlopen
 import pytest
 from aiohttp import ClientError, ClientResponse, ClientSession, TCPConnector, UnixConnector
 
-from proxy.app.workers import crew
+from proxy.app.workers import pool
 from proxy.app.workers.channel import MAX_FRAME, Channel
-from proxy.app.workers.ledger import Ledger
+from proxy.app.workers.report_receiver import ReportReceiver
 from proxy.runtime.events import EventKind
 from proxy.settings import Settings
 from tests.access.people import basic, write_users
@@ -74,13 +74,13 @@ async def warm(proxy: Proxy) -> None:
 def reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the reports that arrive from each worker."""
     REPORTS.clear()
-    add = Ledger._add
+    add = ReportReceiver._add
 
-    def counted(self: Ledger, worker: str, report: dict[str, Any]) -> None:
+    def counted(self: ReportReceiver, worker: str, report: dict[str, Any]) -> None:
         add(self, worker, report)
         REPORTS[worker] += 1
 
-    monkeypatch.setattr(Ledger, "_add", counted)
+    monkeypatch.setattr(ReportReceiver, "_add", counted)
 
 
 async def reported() -> None:
@@ -335,7 +335,7 @@ async def test_new_settings_hold_in_every_worker_as_soon_as_they_are_in_force(
 async def test_a_worker_that_hangs_is_replaced(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "HANG_SECONDS", 3.0)
+    monkeypatch.setattr(pool, "HANG_SECONDS", 3.0)
     await warm(proxy)
     await reported()  # the next looks have the shorter limit
     pids = of_workers()
@@ -353,7 +353,7 @@ async def test_a_report_that_is_too_long_is_not_awaited() -> None:
     """The main process kills and replaces a worker whose report raises."""
     ours, theirs = socket.socketpair()
     with theirs:
-        channel = await Channel.over(ours)
+        channel = await Channel.from_socket(ours)
         theirs.sendall((MAX_FRAME + 1).to_bytes(4, "big"))
         with pytest.raises(ValueError, match="a frame of"):
             await channel.receive()

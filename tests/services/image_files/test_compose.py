@@ -6,7 +6,7 @@ import pytest
 
 from proxy.core.errors import RequestInvalid
 from proxy.services.image_files import read
-from proxy.services.image_files.found import Build, Found, Named
+from proxy.services.image_files.results import Build, FoundReference, FoundReferences
 
 STACK = """\
 name: shop
@@ -39,12 +39,12 @@ services:
 """
 
 
-def read_at(folder: Path | None, text: str, **variables: str) -> Found:
+def read_at(folder: Path | None, text: str, **variables: str) -> FoundReferences:
     build = Build("linux/amd64", "linux/amd64", variables=variables, folder=folder)
     return read(text, "compose.yaml", build)
 
 
-def names(found: Found) -> list[str]:
+def names(found: FoundReferences) -> list[str]:
     assert found.problems == []
     return [image.name for image in found.images]
 
@@ -84,7 +84,7 @@ services:
   c: {image: "busybox"}
 """
     found = read_at(tmp_path, text)
-    assert list(found.images) == [Named("busybox")]
+    assert list(found.images) == [FoundReference("busybox")]
     assert found.problems == [
         "compose.yaml: service a: MISSING has no value",
         "compose.yaml: service b: TAG: set TAG to a release",
@@ -104,9 +104,9 @@ services:
   two: {extends: {file: base/common.yml, service: app}, image: acme/app:2}
 """
     assert list(read_at(tmp_path, text).images) == [
-        Named("valkey/valkey:8"),
-        Named("acme/app:1", "linux/arm64"),
-        Named("acme/app:2", "linux/arm64"),
+        FoundReference("valkey/valkey:8"),
+        FoundReference("acme/app:1", "linux/arm64"),
+        FoundReference("acme/app:2", "linux/arm64"),
     ]
 
 
@@ -134,7 +134,7 @@ services:
   c: {image: busybox}
 """
     found = read_at(tmp_path, text)
-    assert list(found.images) == [Named("busybox")]
+    assert list(found.images) == [FoundReference("busybox")]
     assert found.problems == [
         "compose.yaml: missing.yml: cannot be read: No such file or directory",
         "compose.yaml: https://github.com/acme/app.git: is not read here",

@@ -3,12 +3,12 @@
 import pytest
 
 from proxy.services.image_files import dockerfile
-from proxy.services.image_files.found import Build, Found
+from proxy.services.image_files.results import Build, FoundReferences
 
 BUILD = Build(machine="linux/amd64", target="linux/arm64")
 
 
-def read(text: str, build: Build = BUILD) -> Found:
+def read(text: str, build: Build = BUILD) -> FoundReferences:
     return dockerfile.read(text, "Dockerfile", build)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from proxy.core.errors import RequestInvalid
 from proxy.services.image_files import MAX_BYTES, read
-from proxy.services.image_files.found import Build
+from proxy.services.image_files.results import Build
 
 BUILD = Build("linux/amd64", "linux/amd64")
 

@@ -4,7 +4,7 @@ import pytest
 
 from proxy.core.errors import RequestInvalid
 from proxy.services.image_files import read
-from proxy.services.image_files.found import Build, Found
+from proxy.services.image_files.results import Build, FoundReferences
 
 BUILD = Build("linux/amd64", "linux/amd64")
 
@@ -97,7 +97,7 @@ def test_custom_resources_and_lists() -> None:
 
 
 def test_what_is_not_rendered_is_a_problem() -> None:
-    found: Found = read("kind: Pod\nspec: {image: 'nginx:$(TAG)'}", "pod.yaml", BUILD)
+    found: FoundReferences = read("kind: Pod\nspec: {image: 'nginx:$(TAG)'}", "pod.yaml", BUILD)
     assert not found.images
     assert found.problems == ["pod.yaml: Pod: no image: 'nginx:$(TAG)'"]
 

@@ -16,7 +16,7 @@ KEY = {"access_key_id": "account", "secret_access_key_file": "/unread"}
 
 
 def opened(secret: str | None = "c2VjcmV0", **settings: Any) -> stores.Stores:
-    return stores.opened(Bucket.model_validate(settings), secret)
+    return stores.open_stores(Bucket.model_validate(settings), secret)
 
 
 def test_each_service_has_its_store() -> None:

@@ -127,7 +127,7 @@ async def test_a_refused_login_is_renewed_once(
     monkeypatch: pytest.MonkeyPatch,
     scheme: Any,
 ) -> None:
-    monkeypatch.setattr(renewing, "LEAST_LIFE", 0.0)
+    monkeypatch.setattr(renewing, "MIN_LIFE", 0.0)
     upstream.auth.scheme = scheme
     upstream.auth.anonymous = False
     upstream.auth.users = {"alice": "first-word"}

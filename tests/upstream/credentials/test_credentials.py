@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core.errors import CredentialsRejected
-from proxy.upstream.credentials import Credential, PasswordFile, Static
+from proxy.upstream.credentials import Credential, PasswordFile, StaticCredentials
 from tests.fakes import content
 from tests.fakes.upstream import FakeUpstream
 from tests.running import Start
@@ -14,8 +14,8 @@ IMAGE = content.image(1)
 
 
 async def test_credentials_of_the_configuration() -> None:
-    assert await Static().get("app") is None
-    credential = await Static(Credential("alice", "p:w ä")).get("app")
+    assert await StaticCredentials().get("app") is None
+    credential = await StaticCredentials(Credential("alice", "p:w ä")).get("app")
     assert credential is not None
     assert credential.basic == "Basic YWxpY2U6cDp3IMOk", "UTF-8, and only the first colon divides"
     assert "p:w" not in repr(credential)

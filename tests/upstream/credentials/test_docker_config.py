@@ -164,7 +164,7 @@ async def test_helpers_are_asked_before_the_file(tmp_path: Path, helpers: Path) 
 async def test_a_helper_is_asked_again_after_its_login_was_refused(
     tmp_path: Path, helpers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(renewing, "LEAST_LIFE", 0.0)
+    monkeypatch.setattr(renewing, "MIN_LIFE", 0.0)
     source = config(tmp_path, {"credHelpers": {"ghcr.io": "one"}})
     helper(helpers, "one", {"ghcr.io": {"Username": "old", "Secret": "w"}})
     old = await source.get("app")

@@ -122,7 +122,7 @@ async def test_an_answer_for_the_registry_is_kept_for_all_images(tmp_path: Path,
 async def test_a_plugin_is_asked_again_after_its_login_was_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(renewing, "LEAST_LIFE", 0.0)
+    monkeypatch.setattr(renewing, "MIN_LIFE", 0.0)
     file = tmp_path / "plugin"
     source = plugin(file, answer({"lab.example.io:5000": login("old")}, "Image"))
     old = await source.get("app")

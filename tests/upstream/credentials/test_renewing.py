@@ -10,12 +10,12 @@ from proxy.core.errors import CredentialsRejected, UpstreamUnavailable
 from proxy.upstream.credentials import Credential
 from proxy.upstream.credentials.renewing import (
     FAILURE_PAUSE,
-    LEAST_LIFE,
     LONGEST_LIFE,
+    MIN_LIFE,
     RETRY_PAUSE,
     UNKNOWN_LIFE,
     Issued,
-    Renewing,
+    RenewingCache,
     RenewingCredentials,
 )
 from tests.fakes.clock import Clock
@@ -46,13 +46,13 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def settled(renewing: Renewing[int]) -> None:
+async def settled(renewing: RenewingCache[int]) -> None:
     """Wait until no renewal runs."""
     await until(lambda: len(renewing._flights) == 0)
 
 
 async def test_all_that_wait_share_one_request(clock: Clock) -> None:
-    source, renewing = Source(), Renewing[int]("test", clock)
+    source, renewing = Source(), RenewingCache[int]("test", clock)
     source.gate.clear()
     waiting = [asyncio.create_task(renewing.get("", source)) for _ in range(5)]
     await until(lambda: source.calls == 1)
@@ -62,7 +62,7 @@ async def test_all_that_wait_share_one_request(clock: Clock) -> None:
 
 
 async def test_a_value_is_renewed_in_the_background_before_it_expires(clock: Clock) -> None:
-    source, renewing = Source(life=1000), Renewing[int]("test", clock)
+    source, renewing = Source(life=1000), RenewingCache[int]("test", clock)
     assert await renewing.get("", source) == 1
     clock.advance(749)
     assert await renewing.get("", source) == 1
@@ -75,7 +75,7 @@ async def test_a_value_is_renewed_in_the_background_before_it_expires(clock: Clo
 
 
 async def test_the_time_of_renewal_varies(clock: Clock) -> None:
-    renewing = Renewing[int]("test", clock)
+    renewing = RenewingCache[int]("test", clock)
     for key in range(50):
         await renewing.get(key, Source(life=1000))
     times = {held.renew_at - clock() for held in renewing._held.values()}
@@ -84,7 +84,7 @@ async def test_the_time_of_renewal_varies(clock: Clock) -> None:
 
 
 async def test_a_value_is_used_until_it_expires_while_renewal_fails(clock: Clock) -> None:
-    source, renewing = Source(life=1000), Renewing[int]("test", clock)
+    source, renewing = Source(life=1000), RenewingCache[int]("test", clock)
     await renewing.get("", source)
     source.error = UpstreamUnavailable("the cloud is away")
     clock.advance(900)
@@ -105,7 +105,7 @@ async def test_a_value_is_used_until_it_expires_while_renewal_fails(clock: Clock
 
 
 async def test_a_failure_holds_for_a_moment(clock: Clock) -> None:
-    source, renewing = Source(), Renewing[int]("test", clock)
+    source, renewing = Source(), RenewingCache[int]("test", clock)
     source.error = CredentialsRejected("no")
     for _ in range(3):
         with pytest.raises(CredentialsRejected, match="no"):
@@ -117,10 +117,10 @@ async def test_a_failure_holds_for_a_moment(clock: Clock) -> None:
 
 
 async def test_a_refused_value_is_renewed_once(clock: Clock) -> None:
-    source, renewing = Source(), Renewing[int]("test", clock)
+    source, renewing = Source(), RenewingCache[int]("test", clock)
     assert await renewing.get("", source) == 1
     assert await renewing.renew("", source, 1) == 1, "it has only just been issued"
-    clock.advance(LEAST_LIFE)
+    clock.advance(MIN_LIFE)
     source.gate.clear()
     waiting = [asyncio.create_task(renewing.renew("", source, 1)) for _ in range(3)]
     await until(lambda: source.calls == 2)
@@ -132,9 +132,9 @@ async def test_a_refused_value_is_renewed_once(clock: Clock) -> None:
 
 
 async def test_a_refused_value_stays_if_there_is_no_new_one(clock: Clock) -> None:
-    source, renewing = Source(life=1000), Renewing[int]("test", clock)
+    source, renewing = Source(life=1000), RenewingCache[int]("test", clock)
     await renewing.get("", source)
-    clock.advance(LEAST_LIFE)
+    clock.advance(MIN_LIFE)
     source.error = CredentialsRejected("no")
     assert await renewing.renew("", source, 1) == 1
     assert await renewing.renew("", source, 1) == 1
@@ -148,20 +148,20 @@ async def test_a_refused_value_stays_if_there_is_no_new_one(clock: Clock) -> Non
         (-3e8, UNKNOWN_LIFE),
         (0.0, UNKNOWN_LIFE),
         (math.nan, UNKNOWN_LIFE),
-        (0.5, LEAST_LIFE),
+        (0.5, MIN_LIFE),
         (3600.0, 3600.0),
         (1e12, LONGEST_LIFE),
         (math.inf, LONGEST_LIFE),
     ],
 )
 async def test_absurd_lives_are_clamped(clock: Clock, life: float | None, expected: float) -> None:
-    renewing = Renewing[int]("test", clock)
+    renewing = RenewingCache[int]("test", clock)
     await renewing.get("", Source(life))
     assert renewing.expires_in == expected
 
 
 async def test_each_key_has_a_value(clock: Clock) -> None:
-    renewing = Renewing[int]("test", clock)
+    renewing = RenewingCache[int]("test", clock)
     assert renewing.expires_in is None
     long, short = Source(life=5000), Source(life=500)
     await renewing.get("a", long)
@@ -171,7 +171,7 @@ async def test_each_key_has_a_value(clock: Clock) -> None:
 
 
 async def test_close_cancels_what_runs(clock: Clock) -> None:
-    source, renewing = Source(), Renewing[int]("test", clock)
+    source, renewing = Source(), RenewingCache[int]("test", clock)
     source.gate.clear()
     waiting = asyncio.create_task(renewing.get("", source))
     await until(lambda: source.calls == 1)
@@ -190,6 +190,6 @@ async def test_credentials_for_a_whole_registry(clock: Clock) -> None:
     first = await credentials.get("app")
     assert first == await credentials.get("other") == Credential("a", "one")
     assert credentials.expires_in == 600
-    clock.advance(LEAST_LIFE)
+    clock.advance(MIN_LIFE)
     assert await credentials.renew("app", first) == Credential("a", "two")
     await credentials.close()

@@ -14,8 +14,8 @@ from proxy.services.renewal import Renewal
 from proxy.settings import Settings
 from proxy.upstream.offline import OfflineMode
 from proxy.web.admin import documents, hooks
+from proxy.web.admin.body_reader import MAX_BODY, PER_SENDER, READING
 from proxy.web.admin.hooks import BURST, MAX_TAGS
-from proxy.web.admin.intake import MAX_BODY, PER_SENDER, READING
 from tests.fakes import content
 from tests.fakes.clock import Clock
 from tests.fakes.upstream import FakeUpstream
@@ -345,7 +345,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
         addresses.append(request.remote)
         return await documents.read_body(request, limit)
 
-    monkeypatch.setattr("proxy.web.admin.intake.read_body", read_body)
+    monkeypatch.setattr("proxy.web.admin.body_reader.read_body", read_body)
     return addresses
 
 
@@ -392,7 +392,7 @@ async def test_many_addresses_without_the_secret_do_not_stop_those_with_a_token(
 async def test_a_body_that_does_not_arrive_gives_its_place_back(
     start: Start, all_hooks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.web.admin.intake.READ_SECONDS", 0.05)
+    monkeypatch.setattr("proxy.web.admin.body_reader.READ_SECONDS", 0.05)
     proxy = await start(hooks=all_hooks)
     stalling = Stalling(proxy)
     for _ in range(PER_SENDER + 1):

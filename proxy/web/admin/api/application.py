@@ -37,7 +37,7 @@ from proxy.core.errors import (
 from proxy.web.admin.api.guard import Authorize, Guard
 from proxy.web.admin.api.routes import PREFIX, AnyRoute, Caller, Params
 from proxy.web.admin.documents import JSON, read_body, refusal, unavailable
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 
 if TYPE_CHECKING:
     from proxy.access.principals import Principal

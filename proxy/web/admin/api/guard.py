@@ -11,7 +11,7 @@ from proxy.access.audit import AuditLog
 from proxy.access.operator import AdminAccess
 from proxy.access.principals import Method, Principal
 from proxy.core.errors import Denied, RegistryError
-from proxy.web import audited
+from proxy.web import audit_events
 from proxy.web.admin.api.routes import AnyRoute
 from proxy.web.forwarded import TrustedProxies
 
@@ -42,7 +42,7 @@ class Guard:
         except RegistryError as error:
             if not route.is_public:
                 raise
-            audited.record_wrong_login(self.audit, request, error)
+            audit_events.record_wrong_login(self.audit, request, error)
             self.access.observe(request.remote)
             return None
         if route.is_change:
@@ -73,7 +73,7 @@ class Guard:
         """Record a change, or a request that was refused."""
         is_refused = principal is None and not route.is_public
         if self.audit.is_on and (route.is_change or is_refused):
-            self.audit.record(audited.administered(request, principal, failure))
+            self.audit.record(audit_events.of_admin_request(request, principal, failure))
 
 
 def _host(origin: str) -> str | None:

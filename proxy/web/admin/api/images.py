@@ -11,14 +11,14 @@ from pydantic import Field
 
 from proxy.core.errors import NameUnknown, RequestInvalid
 from proxy.core.names import Digest, Image, Target
-from proxy.services import anatomy
-from proxy.services.catalogue import Catalogue, Entry, Position, Sort
-from proxy.services.explain.keeping import Keeper
+from proxy.services import image_details
+from proxy.services.explain.keeping import KeepingExplainer
+from proxy.services.image_search import Entry, ImageSearch, Position, Sort
 from proxy.services.inventory import Weight, weigh, weights
 from proxy.services.popularity import Popularity
 from proxy.web.admin import tags
 from proxy.web.admin.actions import Services
-from proxy.web.admin.api.keeping import ImageName
+from proxy.web.admin.api.protection import ImageName
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, Params, Route
 
 _WRONG_CURSOR: Final = "cursor: not the next of an earlier answer"
@@ -122,7 +122,7 @@ class Images:
     """The images."""
 
     services: Services
-    catalogue: Catalogue
+    image_search: ImageSearch
     popularity: Popularity
 
     @property
@@ -137,7 +137,7 @@ class Images:
         if params.sort is Sort.PULLS:
             await self.popularity.fold()
         after = None if params.cursor is None else _position(params.cursor)
-        page = await self.catalogue.page(params.q, params.sort, params.limit, after)
+        page = await self.image_search.page(params.q, params.sort, params.limit, after)
         pinned = await self.services.pins.pinned()
         used = {str(image) for image in self.services.feeds.images()}
         weighed = await weights(self.services.content, (entry.digest for entry in page.entries))
@@ -175,7 +175,7 @@ class Images:
         if digest is None or not is_there:
             raise NameUnknown(f"{image}: it is not in this cache")
         weight = await weigh(content, digest)
-        keeper = Keeper(content, self.services.pins, self.services.feeds)
+        explainer = KeepingExplainer(content, self.services.pins, self.services.feeds)
         await self.popularity.fold()
         return ImageDetails.model_validate(
             {
@@ -190,11 +190,13 @@ class Images:
                 "pulls": self.popularity.pulls(str(image)),
                 **tagged,
                 "digest": digest,
-                "pinned_by": [pin.name for pin in await keeper.pinning(image, digest)],
-                "in_use_by": await keeper.using(image, digest),
-                "platforms": [asdict(one) for one in await anatomy.platforms(content, digest)],
+                "pinned_by": [pin.name for pin in await explainer.pinning(image, digest)],
+                "in_use_by": await explainer.using(image, digest),
+                "platforms": [
+                    asdict(one) for one in await image_details.platforms(content, digest)
+                ],
                 "referrers": [
-                    asdict(one) for one in await anatomy.referrers(content, target, digest)
+                    asdict(one) for one in await image_details.referrers(content, target, digest)
                 ],
             }
         )

@@ -10,10 +10,10 @@ from proxy.core.errors import RegistryError, RequestInvalid
 from proxy.core.selection import is_pattern
 from proxy.core.units import parse_size
 from proxy.services.jobs import Job, JobFailedError, Jobs, Work, follow
-from proxy.services.pull import Platforms, Wanted
+from proxy.services.pull import Platforms, PullOptions
 from proxy.web.admin import images
 from proxy.web.admin.actions import Services
-from proxy.web.admin.api.keeping import ImageName, Name
+from proxy.web.admin.api.protection import ImageName, Name
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, NoParams, Params, Route
 
 MAX_SHOWN: Final = 1000
@@ -182,7 +182,7 @@ class JobRoutes:
         image = self.services.image(params.image)
         if image.target is None:
             raise RequestInvalid(f"{image}: name the repository too, as nginx@{image.digest}")
-        wanted = Wanted(Platforms(params.platforms), with_referrers=params.referrers)
+        wanted = PullOptions(Platforms(params.platforms), with_referrers=params.referrers)
 
         async def work(job: Job) -> None:
             await follow(job, self.services.puller.run(image, wanted))
@@ -192,7 +192,7 @@ class JobRoutes:
         return self._started("pull", str(image), work)
 
     async def _warm(self, params: WarmParams, _: Caller) -> Model:
-        wanted = Wanted(Platforms(params.platforms), with_referrers=params.referrers)
+        wanted = PullOptions(Platforms(params.platforms), with_referrers=params.referrers)
 
         async def work(job: Job) -> None:
             job.result |= {"whole": 0, "incomplete": 0, "fetched_bytes": 0}
@@ -223,7 +223,7 @@ class JobRoutes:
                 job.add({"event": "incomplete", "image": name, "reason": problem})
         return list(found)
 
-    async def _warmed(self, job: Job, name: str, wanted: Wanted) -> str | None:
+    async def _warmed(self, job: Job, name: str, wanted: PullOptions) -> str | None:
         """Pull one image; return why it is incomplete, None if it is complete."""
         try:
             pulled = await self.services.puller.outcome(self.services.image(name), wanted)

@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp.web import BaseRequest, Response
 
 from proxy.core.errors import ConfigError, PathNotFound
-from proxy.web.paced import PacedResponse
+from proxy.web.pacing import PacedResponse
 
 ROOT: Final = "/-/"
 INDEX: Final = "index.html"

@@ -14,7 +14,7 @@ from tests.web.admin.api.client import ApiClient
 
 @pytest.fixture
 def events(proxy: Proxy) -> Events:
-    return proxy.app.operating.events
+    return proxy.app.operator_api.events
 
 
 async def test_recent_events_come_first_and_then_the_others(events: Events, api: ApiClient) -> None:

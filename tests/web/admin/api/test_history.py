@@ -11,7 +11,7 @@ HOUR, DAY = 3600, 86400
 
 
 def series(proxy: Proxy) -> Series:
-    return proxy.app.operating.series
+    return proxy.app.operator_api.series
 
 
 def total(document: Document, name: str = "requests") -> int:

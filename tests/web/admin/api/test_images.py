@@ -19,7 +19,7 @@ PLATFORMS = ("linux/amd64", "linux/arm64")
 
 async def pull(api: ApiClient, proxy: Proxy, name: str) -> None:
     started = await api.change("POST", "pull", {"image": name, "referrers": True})
-    job = proxy.app.operating.jobs.get(started["job"])
+    job = proxy.app.operator_api.jobs.get(started["job"])
     await until(lambda: job.ended is not None)
     assert job.error is None
 
@@ -101,7 +101,7 @@ async def test_a_snapshot_of_many_tags_is_kept_and_of_few_is_current(
     found = await names(api, q="many", limit=500)
     assert found == [f"many:v{number:04}" for number in range(1200)]
     await tags.set(target, Tag("v9999"), image)
-    kept = proxy.app.operating.catalogue._entries
+    kept = proxy.app.operator_api.image_search._entries
     kept._until = time.monotonic() + 60
     assert await names(api, q="v9999") == []
     kept._until = 0.0

@@ -80,7 +80,7 @@ async def test_jobs_are_cancelled_at_the_end_of_the_process(
     upstream.stall(100_000, kind="blob")
     await started(api, "pull", image="slow")
     await proxy.close()
-    [job] = proxy.app.operating.jobs.all()
+    [job] = proxy.app.operator_api.jobs.all()
     assert job.state in (jobs.State.CANCELLED, jobs.State.FAILED)
     assert job.ended
 
@@ -105,7 +105,7 @@ async def test_the_number_of_jobs_is_bounded(
     api: ApiClient, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "MAX_RUNNING", 2)
-    running = proxy.app.operating.jobs
+    running = proxy.app.operator_api.jobs
 
     async def wait(_: jobs.Job) -> None:
         await asyncio.Event().wait()
@@ -133,7 +133,7 @@ async def test_an_unexpected_failure_says_nothing_of_the_inside(
     async def fail(_: jobs.Job) -> None:
         raise ValueError("secret")
 
-    job = proxy.app.operating.jobs.start("test", "nothing", fail)
+    job = proxy.app.operator_api.jobs.start("test", "nothing", fail)
     found = await ended(api, job.id)
     assert (found["state"], found["error"]) == ("failed", "internal error")
 

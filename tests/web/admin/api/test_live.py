@@ -16,7 +16,7 @@ SLOW = content.image(3, layers=(300_000,))
 
 
 def live(proxy: Proxy) -> Live:
-    return proxy.app.operating.live
+    return proxy.app.operator_api.live
 
 
 async def test_the_numbers_follow_what_happens(
@@ -104,7 +104,7 @@ async def test_a_watcher_that_does_not_read_delays_nobody(proxy: Proxy, anybody:
 async def test_too_many_streams_get_503_and_others_leave_half_to_operators(
     proxy: Proxy, anybody: ApiClient, api: ApiClient
 ) -> None:
-    proxy.app.operating.streams._limit = 4
+    proxy.app.operator_api.streams._limit = 4
     async with anybody.stream("live"), anybody.stream("live"):
         answer = await proxy.get(PREFIX + "live")
         told = anybody.checked("GET", "live", answer.status, answer.body)
@@ -113,7 +113,7 @@ async def test_too_many_streams_get_503_and_others_leave_half_to_operators(
         assert answer.headers["Retry-After"]
         async with api.stream("live"), api.stream("live"):
             assert (await api.ask("GET", "live")).status == 503
-    await until(lambda: len(proxy.app.operating.streams) == 0)
+    await until(lambda: len(proxy.app.operator_api.streams) == 0)
     async with anybody.stream("live") as stream:
         await stream.next()
 

@@ -53,7 +53,7 @@ class Dashboard:
 
     def emit(self, kind: EventKind, subject: str, /, **data: Fact) -> None:
         """Let something happen in the proxy."""
-        self.proxy.app.operating.events.emit(kind, subject, **data)
+        self.proxy.app.operator_api.events.emit(kind, subject, **data)
 
     async def see(self, text: str) -> None:
         """Wait until the page shows a text."""

@@ -2,8 +2,8 @@
 
 aiohttp joins headers and body and passes them to the transport in one write, which copies the body
 for a client that does not read. This module writes slices of a body without copies, each after the
-client has read most of the previous one. A body for several clients is in memory once; ``Outbox``
-limits the memory of all bodies.
+client has read most of the previous one. A body for several clients is in memory once;
+``SendBuffer`` limits the memory of all bodies.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ PIECES_EACH_TURN: Final = 16
 """Maximum number of pieces that all connections write in one turn of the event loop."""
 
 
-class Receiver(Protocol):
+class BodyReceiver(Protocol):
     """The connection that receives a body."""
 
     def cut_off(self, reason: str) -> None:
@@ -37,14 +37,14 @@ class Receiver(Protocol):
 class Pace(Protocol):
     """The rate at which a client may receive, by ``access.limits``."""
 
-    async def turn(self, most: int) -> int:
+    async def acquire(self, most: int) -> int:
         """Wait until bytes may be sent; return how many, at least one and at most ``most``."""
 
-    async def small_turn(self, size: int) -> None:
+    async def acquire_small(self, size: int) -> None:
         """Wait until a body may be sent, but not longer than clients wait for headers."""
 
-    def give_back(self, size: int) -> None:
-        """Give back bytes of a turn that were not sent."""
+    def refund(self, size: int) -> None:
+        """Return acquired bytes that were not sent."""
 
 
 class Turns:
@@ -87,7 +87,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._begin)
 
 
-class Outbox:
+class SendBuffer:
     """The long bodies in progress, each kept once; ``limit`` is in bytes.
 
     Above the limit the receivers that started first are disconnected: a client that reads has
@@ -97,13 +97,13 @@ class Outbox:
     def __init__(self, limit: int = MAX_BYTES) -> None:
         self._limit = limit
         self._bodies: dict[bytes, tuple[bytes, int]] = {}  # first copy, number of receivers
-        self._receivers: dict[Receiver, bytes] = {}  # in the order in which they started
+        self._receivers: dict[BodyReceiver, bytes] = {}  # in the order in which they started
         self.bytes = 0
         self.turns: Final = Turns()
         """Every piece takes a step of these."""
 
     @contextmanager
-    def sending(self, body: bytes, receiver: Receiver) -> Iterator[bytes]:
+    def sending(self, body: bytes, receiver: BodyReceiver) -> Iterator[bytes]:
         """Yield the shared copy of ``body``, and account for it while the context is open."""
         first, uses = self._bodies.get(body, (body, 0))
         del body  # this frame would keep a second copy
@@ -116,7 +116,7 @@ class Outbox:
         finally:
             self._remove(receiver)
 
-    def _make_room(self, newest: Receiver) -> None:
+    def _make_room(self, newest: BodyReceiver) -> None:
         while self.bytes > self._limit:
             oldest = next(iter(self._receivers))
             if oldest is newest:
@@ -124,7 +124,7 @@ class Outbox:
             self._remove(oldest)
             oldest.cut_off("too many long answers are read too slowly")
 
-    def _remove(self, receiver: Receiver) -> None:
+    def _remove(self, receiver: BodyReceiver) -> None:
         """Stop accounting for a receiver; a disconnected one is already removed."""
         body = self._receivers.pop(receiver, None)
         if body is None:
@@ -149,7 +149,7 @@ class PacedResponse(Response):
         if request.method != "HEAD" and self.status not in (204, 304):
             self._receiver = request.protocol
             if self.pace is not None and isinstance(self.body, bytes) and len(self.body) <= PIECE:
-                await self.pace.small_turn(len(self.body))
+                await self.pace.acquire_small(len(self.body))
         return await super().prepare(request)
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -159,14 +159,14 @@ class PacedResponse(Response):
             await super().write_eof(data)
             return
         self.body = None
-        with receiver.outbox.sending(body, receiver) as shared:
+        with receiver.send_buffer.sending(body, receiver) as shared:
             del body
             pieces = memoryview(shared)
             while pieces:
                 size = min(PIECE, len(pieces))
                 if self.pace is not None:
-                    size = await self.pace.turn(size)
-                await receiver.outbox.turns.take()
+                    size = await self.pace.acquire(size)
+                await receiver.send_buffer.turns.take()
                 await self.write(pieces[:size])
                 pieces = pieces[size:]
         await StreamResponse.write_eof(self)

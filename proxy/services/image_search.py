@@ -1,7 +1,7 @@
 """Searches and sorts the tagged images, in a snapshot in memory.
 
-Reading all tags of a large cache takes seconds, so a snapshot is reused for ``REST`` times as long
-as it took to make. For a small cache the snapshot is always current.
+Reading all tags of a large cache takes seconds, so a snapshot is reused for ``PAUSE_FACTOR``
+times as long as it took to make. For a small cache the snapshot is always current.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from proxy.content.content import Content
 from proxy.core.names import Digest, Tag, Target
 from proxy.runtime.executors import Pool, in_thread
 
-REST: Final = 20.0
+PAUSE_FACTOR: Final = 20.0
 """Lifetime of a snapshot, as a multiple of the time it took to make."""
 
 IDLE_SECONDS: Final = 300.0
@@ -63,7 +63,7 @@ class Page(NamedTuple):
     following: Position | None
 
 
-class Catalogue:
+class ImageSearch:
     """Searches the images. ``pulls`` returns how often an image was pulled."""
 
     def __init__(self, content: Content, pulls: Callable[[str], int]) -> None:
@@ -140,7 +140,7 @@ class _Snapshot(Generic[Value]):
             if value is None or time.monotonic() >= self._until:
                 began = time.monotonic()
                 value = self._value = await self._make()
-                self._until = (now := time.monotonic()) + REST * (now - began)
+                self._until = (now := time.monotonic()) + PAUSE_FACTOR * (now - began)
                 if now - began < 0.05:  # cheap enough to make each time
                     self._until = 0.0
         if self._dropping is not None:

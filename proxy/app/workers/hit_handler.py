@@ -11,39 +11,39 @@ from typing import Final
 import structlog
 from aiohttp.web import BaseRequest, StreamResponse
 
+from proxy.app.workers.cached_content import CachedContent
 from proxy.app.workers.decisions import Decisions
-from proxy.app.workers.held import Held
 from proxy.app.workers.relay import Relay
 from proxy.core.errors import RegistryError, StorageError
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, parse_path
 from proxy.core.policy import CacheDirective
-from proxy.repository.results import Described, Sized
+from proxy.repository.results import BlobHead, ManifestHead
 from proxy.runtime.metrics import Outcome
 from proxy.web import replies
 from proxy.web.blob import send_blob
-from proxy.web.exchange import Exchange, Journal
+from proxy.web.exchange import Exchange, RequestRecorder
 from proxy.web.response_cache import ResponseCache
 
 log = structlog.get_logger(__name__)
 _KINDS: Final = (Kind.MANIFEST, Kind.BLOB)
 
 
-class Answers:
+class HitHandler:
     """Answers requests for manifests and blobs; ``relay`` answers all others."""
 
     def __init__(
         self,
         decisions: Decisions,
-        held: Held,
+        content: CachedContent,
         relay: Relay,
         *,
-        journal: Journal,
+        recorder: RequestRecorder,
         responses: ResponseCache,
     ) -> None:
         self._decisions = decisions
-        self._held = held
+        self._content = content
         self._relay = relay
-        self._journal = journal
+        self._recorder = recorder
         self._responses = responses
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
@@ -106,29 +106,29 @@ class Answers:
         digest = Digest(route.ref)
         if not is_digest(route.ref):
             tag = Tag(route.ref)
-            record = await self._held.tag(target, tag)
-            fresh = None if record is None else self._held.seconds_fresh(target, tag, record)
+            record = await self._content.tag(target, tag)
+            fresh = None if record is None else self._content.seconds_fresh(target, tag, record)
             if record is None or fresh is None:
                 return None
             pointed = record.descriptor
             digest = pointed.digest
-        found = await self._held.manifest(target, digest)
+        found = await self._content.manifest(target, digest)
         if found is None:
             return None
         if not exchange.is_head:
             return replies.manifest(exchange, replace(found, fresh=fresh))
         descriptor = pointed or found.descriptor
-        return replies.described(exchange, Described(descriptor, Outcome.HIT, fresh=fresh))
+        return replies.described(exchange, ManifestHead(descriptor, Outcome.HIT, fresh=fresh))
 
     async def _blob(
         self, exchange: Exchange, target: Target, digest: Digest
     ) -> StreamResponse | None:
         if exchange.is_head or replies.is_unmodified(exchange, digest):
-            size = await self._held.size(target, digest)
+            size = await self._content.size(target, digest)
             if size is None:
                 return None
-            return replies.sized(exchange, digest, Sized(size, Outcome.HIT))
-        blob = await self._held.blob(target, digest)
+            return replies.sized(exchange, digest, BlobHead(size, Outcome.HIT))
+        blob = await self._content.blob(target, digest)
         if blob is None:
             return None
         try:
@@ -140,4 +140,4 @@ class Answers:
     def _record(self, exchange: Exchange) -> None:
         if exchange.counted is not None:
             exchange.counted.requests += 1
-        self._journal.record(exchange)
+        self._recorder.record(exchange)

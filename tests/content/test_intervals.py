@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.content.stretches import Stretches
+from proxy.content.intervals import Intervals
 
 PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=40)
 
@@ -12,11 +12,11 @@ PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=40
 @example([(0, 2), (0, 1)])  # a part of the beginning comes again
 @example([(0, 2), (5, 2), (1, 3)])
 def test_stretches_agree_with_a_set_of_bytes(pieces: list[tuple[int, int]]) -> None:
-    stretches, known = Stretches(), set[int]()
+    intervals, known = Intervals(), set[int]()
     for start, length in pieces:
-        stretches.add(start, start + length)
+        intervals.add(start, start + length)
         known |= set(range(start, start + length))
-        assert stretches.count == len(known)
-        assert stretches.highest == max(known) + 1
-        assert stretches.contiguous == next(at for at in range(200) if at not in known)
-        assert len(stretches) == sum(at - 1 not in known for at in known)
+        assert intervals.count == len(known)
+        assert intervals.highest == max(known) + 1
+        assert intervals.contiguous == next(at for at in range(200) if at not in known)
+        assert len(intervals) == sum(at - 1 not in known for at in known)

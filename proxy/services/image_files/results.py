@@ -7,7 +7,7 @@ from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class FoundReference:
     """An image that a file names, and the platform in the file (None: unspecified)."""
 
     name: str
@@ -15,15 +15,15 @@ class Named:
 
 
 @dataclass(slots=True)
-class Found:
+class FoundReferences:
     """Images in the order of the file, each once, and problems with their places."""
 
-    images: dict[Named, None] = field(default_factory=dict)
+    images: dict[FoundReference, None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def add(self, name: str, platform: str | None = None) -> None:
         """Add an image."""
-        self.images.setdefault(Named(name, platform))
+        self.images.setdefault(FoundReference(name, platform))
 
     def include(self, other: Self) -> None:
         """Add the images and problems of another file."""

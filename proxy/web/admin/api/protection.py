@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from proxy.web.admin import keeping
+from proxy.web.admin import protection
 from proxy.web.admin.actions import Services
 from proxy.web.admin.api.routes import AnyRoute, Caller, Model, NoParams, Params, Route
 
@@ -77,7 +77,7 @@ class Refreshed(Model):
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
+class ProtectionRoutes:
     """The routes of pins, images in use, and checks of tags."""
 
     services: Services
@@ -101,17 +101,17 @@ class Keeping:
         ]
 
     async def _pins(self, _: NoParams, __: Caller) -> Model:
-        return Pins.model_validate(await keeping.pins(self.services.pins))
+        return Pins.model_validate(await protection.pins(self.services.pins))
 
     async def _pin(self, params: PinParams, _: Caller) -> Model:
-        return Pin.model_validate(await keeping.pin(self.services.pins, params.pin))
+        return Pin.model_validate(await protection.pin(self.services.pins, params.pin))
 
     async def _unpin(self, params: PinParams, _: Caller) -> Model:
-        return Unpinned.model_validate(await keeping.unpin(self.services.pins, params.pin))
+        return Unpinned.model_validate(await protection.unpin(self.services.pins, params.pin))
 
     async def _in_use(self, _: NoParams, __: Caller) -> Model:
-        return InUse.model_validate(keeping.in_use(self.services.feeds))
+        return InUse.model_validate(protection.in_use(self.services.feeds))
 
     async def _refresh(self, params: ImageParams, _: Caller) -> Model:
         image = self.services.image(params.image)
-        return Refreshed.model_validate(await keeping.refresh(self.services.cache, image))
+        return Refreshed.model_validate(await protection.refresh(self.services.cache, image))

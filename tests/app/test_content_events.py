@@ -15,7 +15,7 @@ from proxy.core.names import Digest, Repo, Tag, Target
 from proxy.runtime.events import EventKind
 from proxy.services.bundle.contents import BundledBlob
 from proxy.services.importing import Importer
-from proxy.web.announced import DENIED_SECONDS
+from proxy.web.announcer import DENIED_SECONDS
 from tests.access.people import basic, write_users
 from tests.fakes import content, faults
 from tests.fakes.clock import Clock
@@ -203,7 +203,7 @@ async def test_content_that_goes_bad_on_the_disk_is_corrupt(proxy: Proxy, heard:
     path.write_bytes(b"x" * 1000)
     verdict = await proxy.app.content.faults.check(Digest(LAYER), _at_once)
     assert verdict.problem is not None
-    await proxy.app.content.faults.set_aside(Digest(LAYER), verdict.problem)
+    await proxy.app.content.faults.quarantine(Digest(LAYER), verdict.problem)
     [(subject, data)] = await heard.have(EventKind.CORRUPT, 1)
     assert subject == LAYER
     assert (data["where"], data["repository"]) == ("disk", "library/app")

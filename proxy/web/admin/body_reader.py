@@ -22,7 +22,7 @@ PER_SENDER: Final = 4
 READ_SECONDS: Final = 10.0
 
 
-class Intake:
+class BodyReader:
     """Reads at most ``READING`` bodies at a time, and ``per_sender`` of them of one address.
 
     A signature covers the body, so any sender can make Millpond read a body, and can send it slowly

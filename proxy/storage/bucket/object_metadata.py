@@ -1,6 +1,6 @@
 """The metadata of an object: the type of its content, and the repositories that may serve it.
 
-Bytes are verified by their digest, but cards are trusted: anyone who can write to the bucket can
+Bytes are verified by their digest, but metadata is trusted: anyone who can write to the bucket can
 give any repository access to private content.
 """
 
@@ -24,7 +24,7 @@ _SCHEMA: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class ObjectMetadata:
     """``media_type`` is None for content that is not a manifest, or not known to be one.
 
     ``is_public``: its registry serves it to every client. ``holders`` are the repositories that
@@ -37,7 +37,7 @@ class Card:
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """Return the card in an object's metadata; an unreadable one permits nothing.
+        """Parse an object's metadata; unreadable metadata permits nothing.
 
         Fields of later versions are ignored.
         """
@@ -50,7 +50,7 @@ class Card:
         )
 
     def text(self) -> str:
-        """Return the metadata, with as many holders as fit."""
+        """Return it as text, with as many holders as fit."""
         document: dict[str, object] = {"v": _SCHEMA, "type": self.media_type}
         document |= {"public": self.is_public, "in": []}
         names: list[str] = []

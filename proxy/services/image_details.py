@@ -12,7 +12,7 @@ from proxy.core.manifests import INDEX_TYPES, read_descriptor
 from proxy.core.names import Digest, Target
 from proxy.core.platforms import platform_name
 from proxy.core.tolerant_json import as_list, read_object
-from proxy.runtime.executors import by_size
+from proxy.runtime.executors import in_thread_if_large
 from proxy.services.inventory import weights
 
 MAX_PLATFORMS: Final = 100
@@ -108,5 +108,5 @@ async def _own_platform(content: Content, manifest: dict[str, object]) -> str:
 
 async def _document(content: Content, digest: Digest) -> dict[str, object]:
     """Return held JSON; empty if it is not held, or not an object."""
-    body = await content.look(digest)
-    return {} if body is None else await by_size(len(body), lambda: read_object(body))
+    body = await content.read_untouched(digest)
+    return {} if body is None else await in_thread_if_large(len(body), lambda: read_object(body))

@@ -6,5 +6,5 @@ A new task inherits the value (PEP 567), so work in the background is for the cl
 from contextvars import ContextVar
 from typing import Final
 
-BEHALF: Final[ContextVar[str]] = ContextVar("behalf", default="")
+CLIENT_KEY: Final[ContextVar[str]] = ContextVar("client_key", default="")
 """Empty: for no particular client."""

@@ -13,7 +13,7 @@ from proxy.repository.manifests import Manifests
 from proxy.repository.origins import Origin
 from proxy.repository.tags import Tags
 from proxy.services.explain.facts import Answer, Held, Offline, Pull
-from proxy.services.explain.freshness import Standing
+from proxy.services.explain.freshness import TagState
 from proxy.services.explain.holding import ATTESTATION
 from proxy.services.inventory import State
 from proxy.upstream.circuit_breaker import CircuitState
@@ -22,7 +22,7 @@ HEAD: Final = "HEAD of the manifest"
 GET: Final = "GET of the manifest"
 
 
-class Prospects:
+class PullPredictor:
     """Predicts pulls."""
 
     def __init__(
@@ -33,14 +33,14 @@ class Prospects:
         self._sources = sources
         self._clock = clock
 
-    async def of_tag(self, target: Target, tag: Tag, standing: Standing, held: Held) -> Pull:
+    async def of_tag(self, target: Target, tag: Tag, tag_state: TagState, held: Held) -> Pull:
         """Return the result of a pull of a tag now."""
-        origin, record = self._sources[target.upstream], standing.record
-        if standing.as_of is not None and held.digest is not None:
+        origin, record = self._sources[target.upstream], tag_state.record
+        if tag_state.as_of is not None and held.digest is not None:
             pull = await self.of_digest(target, held.digest, held)
             return replace(pull, because=f"as_of shows the past; {pull.because}")
-        if standing.problem is not None:
-            return Pull(Answer.REFUSE, standing.problem)
+        if tag_state.problem is not None:
+            return Pull(Answer.REFUSE, tag_state.problem)
         if origin.rule.offline:
             return _offline(held, origin)
         if record is None:
@@ -48,10 +48,10 @@ class Prospects:
         action = policy.decide(record.checked_at, origin.rule_for(tag), self._clock())
         match action:
             case Action.SERVE:
-                return self._copy(Pull(Answer.SERVE, "the tag is fresh"), standing, held)
+                return self._copy(Pull(Answer.SERVE, "the tag is fresh"), tag_state, held)
             case Action.SERVE_THEN_CHECK:
                 late = "tag_ttl is over, stale_while_revalidate is not"
-                return self._copy(Pull(Answer.SERVE_THEN_CHECK, late, (HEAD,)), standing, held)
+                return self._copy(Pull(Answer.SERVE_THEN_CHECK, late, (HEAD,)), tag_state, held)
             case Action.CHECK | Action.MISS:
                 return self._check(target, tag, record.checked_at, held)
             case _:
@@ -82,14 +82,14 @@ class Prospects:
             return Pull(Answer.REFUSE, f"{because}, and the registry fails")
         return Pull(Answer.FETCH, because, (GET,))
 
-    def _copy(self, pull: Pull, standing: Standing, held: Held) -> Pull:
+    def _copy(self, pull: Pull, tag_state: TagState, held: Held) -> Pull:
         """Return ``pull``, adapted to the parts of the image that are held."""
         if held.state is State.ABSENT:
             because = f"{pull.because}, but its manifest is not in the cache"
             return Pull(Answer.FETCH, because, (GET,))
         if not held.is_linked:
             return _confirm(held)
-        if standing.is_open:
+        if tag_state.is_open:
             because = f"{pull.because}; the time of its creation decides if min_age holds it back"
             return replace(pull, because=because)
         return pull
@@ -150,7 +150,7 @@ def _unless(origin: Origin, problem: str) -> Offline:
 
 def sources_of(origin: Origin) -> list[str]:
     """Return the sources before the registry, in order."""
-    bucket, peers = origin.elsewhere
+    bucket, peers = origin.shared_sources
     named = [f"the directory {fallback.path}" for fallback in origin.fallbacks]
     named += ["the bucket"] if bucket is not None else []
     return [*named, "other replicas"] if peers is not None else named

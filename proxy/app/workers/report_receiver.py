@@ -16,7 +16,7 @@ from proxy.runtime.logs import Output
 from proxy.runtime.part_counters import WorkerCounters
 
 
-class Ledger:
+class ReportReceiver:
     """Adds reports to the counters, the index, the events and the log."""
 
     def __init__(self, engine: Engine, limits: ClientLimits, output: Output) -> None:

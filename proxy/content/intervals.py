@@ -3,17 +3,17 @@
 from bisect import bisect_left, bisect_right
 
 
-class Stretches:
-    """Bytes received in any order, as stretches with gaps between them.
+class Intervals:
+    """Bytes received in any order, as intervals with gaps between them.
 
-    ``contiguous`` is the end of the stretch that begins at byte 0: readers can read up to there.
-    ``count`` bytes have been received in all, in ``len()`` stretches.
+    ``contiguous`` is the end of the interval that begins at byte 0: readers can read up to there.
+    ``count`` bytes have been received in all, in ``len()`` intervals.
     """
 
     def __init__(self) -> None:
         self.contiguous = 0
         self.count = 0
-        self._starts: list[int] = []  # of the stretches behind the first gap
+        self._starts: list[int] = []  # of the intervals behind the first gap
         self._ends: list[int] = []
 
     def __len__(self) -> int:
@@ -21,7 +21,7 @@ class Stretches:
 
     @property
     def highest(self) -> int:
-        """The end of the last stretch."""
+        """The end of the last interval."""
         return self._ends[-1] if self._ends else self.contiguous
 
     def add(self, start: int, end: int) -> None:

@@ -12,7 +12,7 @@ from proxy.core.manifests import ManifestContent
 from proxy.core.names import Digest, Target, matches
 from proxy.core.records import BlobRecord, Descriptor
 from proxy.repository.results import Manifest
-from proxy.runtime.executors import LARGE, by_size
+from proxy.runtime.executors import LARGE, in_thread_if_large
 from proxy.runtime.metrics import Outcome
 from proxy.runtime.singleflight import SingleFlight
 
@@ -29,7 +29,7 @@ _MAX_LARGE: Final = 4
 hashing, so waiting manifests would fill the memory."""
 
 
-class Held(NamedTuple):
+class CachedManifest(NamedTuple):
     """A manifest in memory. ``is_stored``: it is on the disk too, and is dropped with that copy."""
 
     hit: Manifest
@@ -43,7 +43,7 @@ class Held(NamedTuple):
         return len(self.hit.body) + _MANIFEST_BYTES + _CHILD_BYTES * listed
 
 
-class HeldManifests:
+class ManifestCache:
     """Verified manifests by digest, in at most ``ram_bytes`` of memory."""
 
     def __init__(self, content: Content, ram_bytes: int) -> None:
@@ -51,7 +51,7 @@ class HeldManifests:
         self._loads: SingleFlight[Manifest | None] = SingleFlight("read manifest")
         self._large = asyncio.Semaphore(_MAX_LARGE)
         sizes = ram_bytes // _SHARE_OF_SIZES
-        self._ram: LRUCache[Digest, Held] = LRUCache(
+        self._ram: LRUCache[Digest, CachedManifest] = LRUCache(
             ram_bytes - sizes, getsizeof=lambda held: held.ram_bytes
         )
         self.sizes: Final[LRUCache[tuple[Target, Digest], int]] = LRUCache(
@@ -63,11 +63,11 @@ class HeldManifests:
         """Cancel running reads."""
         await self._loads.close()
 
-    def in_ram(self, digest: Digest) -> Held | None:
+    def in_ram(self, digest: Digest) -> CachedManifest | None:
         """Return a manifest in memory. The caller checks if it may be served."""
         return self._ram.get(digest)
 
-    def at_once(self, target: Target, record: BlobRecord) -> Manifest | None:
+    def cached(self, target: Target, record: BlobRecord) -> Manifest | None:
         """Return a manifest of a repository from memory or the page cache, and count its use."""
         held = self._ram.get(record.digest)
         if held is not None:
@@ -75,7 +75,7 @@ class HeldManifests:
             return held.hit
         hit = self._cached(record)
         if hit is not None:
-            self.add(Held(hit, is_stored=True))
+            self.add(CachedManifest(hit, is_stored=True))
             self.note_sizes(target, hit)
         return hit
 
@@ -94,10 +94,10 @@ class HeldManifests:
             return None
         hit = self._cached(record) or await self._loads.do(digest, lambda: self._load(record))
         if hit is not None:
-            self.add(Held(hit, is_stored=True))
+            self.add(CachedManifest(hit, is_stored=True))
         return hit
 
-    def add(self, held: Held) -> None:
+    def add(self, held: CachedManifest) -> None:
         """Keep a verified manifest in memory."""
         if held.ram_bytes <= self._ram.maxsize:
             self._ram[held.hit.descriptor.digest] = held
@@ -128,7 +128,7 @@ class HeldManifests:
             body = await self._content.read(record.digest)
             if body is None:
                 return None
-            found = await by_size(len(body), lambda: verified(record.digest, body))
+            found = await in_thread_if_large(len(body), lambda: verified(record.digest, body))
         if found is None:
             await self._content.faults.drop(record.digest, reason="its bytes have changed")
             return None

@@ -19,11 +19,10 @@ from proxy.core.errors import StorageError
 from proxy.core.names import Digest, Kind, Route, Tag, Target, is_digest, matches
 from proxy.core.records import BlobRecord, Descriptor, TagRecord
 from proxy.index.reader import IndexReader
-from proxy.repository.held_manifests import Held as HeldManifest
-from proxy.repository.held_manifests import stored, verified
+from proxy.repository.manifest_cache import CachedManifest, stored, verified
 from proxy.repository.memory_lookup import Found
-from proxy.repository.results import Local, Manifest, Small
-from proxy.runtime.executors import by_size, in_thread
+from proxy.repository.results import LocalBlob, Manifest, SmallBlob
+from proxy.runtime.executors import in_thread, in_thread_if_large
 from proxy.settings import Memory
 from proxy.storage.directory import ALGORITHMS, OPEN_FILE
 from proxy.storage.disk import DiskBlob
@@ -33,7 +32,7 @@ _EACH: Final = 500
 """Bytes that the objects around one body take in RAM."""
 
 
-class Held:
+class CachedContent:
     """The index and the files of the cache, with small content in RAM. Close it when done."""
 
     def __init__(
@@ -45,10 +44,10 @@ class Held:
         self._reader = reader
         self._decisions = decisions
         self._uses = uses
-        self._manifests: LRUCache[Digest, HeldManifest] = LRUCache(
+        self._manifests: LRUCache[Digest, CachedManifest] = LRUCache(
             int(memory.manifests), lambda held: held.ram_bytes
         )
-        self._small: LRUCache[Digest, Small] = LRUCache(
+        self._small: LRUCache[Digest, SmallBlob] = LRUCache(
             int(memory.blobs), lambda small: len(small.body) + _EACH
         )
         self._largest = min(int(memory.largest_blob), int(memory.blobs) - _EACH)
@@ -103,14 +102,18 @@ class Held:
         self._uses.add(Kind.MANIFEST, target, digest)  # no client has requested it as a blob
         return file.size
 
-    async def blob(self, target: Target, digest: Digest) -> Local | Small | None:
+    async def blob(self, target: Target, digest: Digest) -> LocalBlob | SmallBlob | None:
         """Return a blob to be sent and then closed, and count its use."""
         record = await self._reader.held(target, digest)
         if record is None:
             return None
-        found: Local | Small | None = self._small.get(digest)
+        found: LocalBlob | SmallBlob | None = self._small.get(digest)
         if found is None and (file := self._open(record)) is not None:
-            found = Local(file) if file.size > self._largest else await self._keep(digest, file)
+            found = (
+                LocalBlob(file)
+                if file.size > self._largest
+                else await self._cache_small(digest, file)
+            )
         if found is not None:
             self._uses.add(Kind.BLOB, target, digest)
         return found
@@ -127,20 +130,20 @@ class Held:
         body = None if file is None else await _read(file)
         if body is None:
             return None
-        content = await by_size(len(body), lambda: verified(record.digest, body))
+        content = await in_thread_if_large(len(body), lambda: verified(record.digest, body))
         hit = None if content is None else stored(record, body, content)
         if hit is not None:
-            held = HeldManifest(hit, is_stored=True)
+            held = CachedManifest(hit, is_stored=True)
             if held.ram_bytes <= self._manifests.maxsize:
                 self._manifests[record.digest] = held
         return hit
 
-    async def _keep(self, digest: Digest, file: DiskBlob) -> Small | None:
+    async def _cache_small(self, digest: Digest, file: DiskBlob) -> SmallBlob | None:
         """Read a small blob into RAM and close its file."""
         body = await _read(file)
         if body is None or not matches(digest, body):
             return None
-        small = self._small[digest] = Small(body)
+        small = self._small[digest] = SmallBlob(body)
         return small
 
     def _open(self, record: BlobRecord) -> DiskBlob | None:

@@ -9,10 +9,10 @@ from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.platforms import own_platform
 from proxy.core.routing import Router
 from proxy.runtime.supervisor import Supervisor
-from proxy.services.choices import Choice, Choices, Chosen
 from proxy.services.expansion import Expansion
 from proxy.services.pull import Platforms, Puller
 from proxy.services.renewal import Renewal
+from proxy.services.update_rules import UpdateOptions, UpdateRule, UpdateRules
 from proxy.services.warm import Warmer, Warming
 from proxy.services.watch import Watcher, Watching
 from proxy.settings import Settings
@@ -25,11 +25,11 @@ class Plan(NamedTuple):
 
     warmings: list[Warming]
     watching: Watching
-    chosen: list[Chosen]
+    rules: list[UpdateRule]
     hooks: dict[str, Hook]
 
 
-class Keeping:
+class ImageUpdates:
     """Owns the services; ``start`` runs them."""
 
     def __init__(
@@ -37,15 +37,15 @@ class Keeping:
     ) -> None:
         storage, router, counters = engine.storage, engine.router, engine.storage.counters
         clock = storage.clock
-        self._choices = Choices(storage.pins)
+        self._rules = UpdateRules(storage.pins)
         self.warmer = Warmer(puller, expansion, router, clock, counters)
-        self._renewal = Renewal(engine.cache, puller, self._choices, counters)
+        self._renewal = Renewal(engine.cache, puller, self._rules, counters)
         self._watcher = Watcher(self._renewal, expansion, router, counters, clock)
         self.hooks = Hooks(self._renewal, router, engine.metrics, audit, clock)
 
     def use(self, plan: Plan) -> None:
         """Follow these settings from now on."""
-        self._choices.use(plan.chosen)
+        self._rules.use(plan.rules)
         self.warmer.use(plan.warmings)
         self._watcher.use(plan.watching)
         self.hooks.use(plan.hooks)
@@ -58,21 +58,25 @@ class Keeping:
         background.start("renewal", self._renewal.fetch_forever)
 
 
-def planned(settings: Settings, router: Router) -> Plan:
+def parse_plan(settings: Settings, router: Router) -> Plan:
     """Return the parsed settings. Raises ``ConfigError``."""
     watch = settings.watch
     watched = _named("watch", watch.images, router)
-    choice = Choice(_platforms(watch.platforms) if watch.platforms else None, watch.referrers)
+    options = UpdateOptions(
+        _platforms(watch.platforms) if watch.platforms else None, watch.referrers
+    )
     warmings = [
         Warming(one.images, _platforms(one.platforms), one.schedule, one.referrers)
         for one in settings.warm
     ]
     warmed = [
-        Chosen(_named("warm", one.images, router), Choice(one.platforms, one.with_referrers))
+        UpdateRule(
+            _named("warm", one.images, router), UpdateOptions(one.platforms, one.with_referrers)
+        )
         for one in warmings
     ]
-    chosen = [*warmed, Chosen(watched, choice)]
-    return Plan(warmings, Watching(watched, watch.every), chosen, settings.hooks)
+    rules = [*warmed, UpdateRule(watched, options)]
+    return Plan(warmings, Watching(watched, watch.every), rules, settings.hooks)
 
 
 def _named(setting: str, images: tuple[str, ...], router: Router) -> tuple[Named, ...]:

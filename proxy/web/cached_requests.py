@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from proxy.access.audit import Recurring, carried
+from proxy.access.audit import Recurring, request_line_fields
 from proxy.access.principals import Principal
 from proxy.access.rules import Decision
 from proxy.core.names import Kind, Route, Target
@@ -12,7 +12,7 @@ from proxy.core.records import Descriptor
 from proxy.repository.memory_lookup import Found
 from proxy.runtime.metrics import UpstreamCounters
 from proxy.runtime.tally import Key
-from proxy.web.audited import Remembered
+from proxy.web.audit_events import CachedPull
 from proxy.web.blob import blob_headers
 from proxy.web.exchange import HIT_STATUS, common_headers
 from proxy.web.replies import manifest_headers
@@ -92,16 +92,16 @@ class Request:
         self.tallied = self.target, self.route.ref if self.is_pull else ""
 
     @property
-    def audited(self) -> Remembered:
+    def audited(self) -> CachedPull:
         """The facts about it for listeners and the audit log."""
-        return Remembered(*self.target, self.route.ref, self.form.agent, self.form.sent_id)
+        return CachedPull(*self.target, self.route.ref, self.form.agent, self.form.sent_id)
 
     def audit(self, response: Response, size: int) -> tuple[Recurring, dict[str, Any]]:
         """Return ``audited`` of a response to a pull."""
         if response.audited is None:
             digest = response.descriptor.digest
             event = self.audited.hit(response.principal, response.decision, digest, size)
-            response.audited = Recurring(event), response.fields | carried(event)
+            response.audited = Recurring(event), response.fields | request_line_fields(event)
         return response.audited
 
     def response(self, found: Found, principal: Principal, decision: Decision) -> Response | None:

@@ -19,7 +19,7 @@ _ALWAYS: Final = (Verdict.DENIED, Verdict.WOULD_DENY, Verdict.CHALLENGED, Verdic
 """Verdicts that are recorded for every kind of request."""
 
 
-def answered(exchange: "Exchange") -> AuditEvent | None:
+def of_request(exchange: "Exchange") -> AuditEvent | None:
     """Return the event of a request under ``/v2/`` that has ended, None for no event.
 
     Recorded are requests for manifests by GET, refused requests, and those that a policy with
@@ -28,7 +28,7 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
     request, route, failure = exchange.request, exchange.route, exchange.failure
     if exchange.principal is None:
         has_failed = failure is not None and "Authorization" in request.headers and route
-        return login(request, None, failure) if has_failed else None
+        return of_login(request, None, failure) if has_failed else None
     decided = verdict(exchange)
     is_pull = route is not None and route.kind is Kind.MANIFEST and request.method == "GET"
     if not is_pull and decided not in _ALWAYS:
@@ -52,7 +52,7 @@ def answered(exchange: "Exchange") -> AuditEvent | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class CachedPull:
     """The facts that the response cache stores about a request for a manifest."""
 
     upstream: str
@@ -84,7 +84,7 @@ class Remembered:
         )
 
 
-def administered(
+def of_admin_request(
     request: BaseRequest, principal: Principal | None, failure: RegistryError | None
 ) -> AuditEvent:
     """Return the event of a request for an operator's page.
@@ -103,7 +103,7 @@ def administered(
     )
 
 
-def hooked(request: BaseRequest, name: str, failure: RegistryError | None) -> AuditEvent:
+def of_webhook(request: BaseRequest, name: str, failure: RegistryError | None) -> AuditEvent:
     """Return the event of a webhook, without the query, which may contain the secret."""
     is_refused = isinstance(failure, Unauthorized)
     verdict = Verdict.ALLOWED if failure is None else Verdict.FAILED
@@ -119,7 +119,7 @@ def hooked(request: BaseRequest, name: str, failure: RegistryError | None) -> Au
     )
 
 
-def login(
+def of_login(
     request: BaseRequest, principal: Principal | None, failure: RegistryError | None
 ) -> AuditEvent:
     """Return the event of a login; ``principal`` None: the credentials are wrong.
@@ -139,7 +139,7 @@ def login(
 def record_wrong_login(audit: AuditLog, request: BaseRequest, failure: RegistryError) -> None:
     """Record wrong credentials on a page that answers nevertheless, where they could be tried."""
     if audit.is_on and "Authorization" in request.headers and failure.status in (401, 429):
-        audit.record(login(request, None, failure))
+        audit.record(of_login(request, None, failure))
 
 
 def _client(request: BaseRequest, principal: Principal | None) -> dict[str, Any]:

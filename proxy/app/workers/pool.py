@@ -21,8 +21,8 @@ import structlog
 import proxy
 from proxy.app.descriptors import descriptor_limits, raise_limit
 from proxy.app.engine import Engine
-from proxy.app.workers.channel import Channel, InForce, Order, Start, Stop, Watch
-from proxy.app.workers.ledger import Ledger
+from proxy.app.workers.channel import ActiveSettings, Channel, Command, Start, Stop, Watch
+from proxy.app.workers.report_receiver import ReportReceiver
 from proxy.index.generations import Generations
 from proxy.runtime.events import EventKind, Events
 from proxy.runtime.supervisor import Supervisor
@@ -38,7 +38,7 @@ _START_SECONDS: Final = 30.0
 HANG_SECONDS: Final = 10.0
 """A worker reports four times a second. One without a report for this time hangs."""
 
-_LOOK_SECONDS: Final = 1.0
+_CHECK_SECONDS: Final = 1.0
 _ROOT: Final = Path(proxy.__file__).resolve().parents[1]
 
 log = structlog.get_logger(__name__)
@@ -54,7 +54,7 @@ class _Running:
     channel: Channel
 
 
-class Crew:
+class WorkerPool:
     """The workers, from ``start`` until ``close``."""
 
     def __init__(
@@ -62,13 +62,13 @@ class Crew:
         start: Start,
         listeners: Sequence[socket.socket],
         generations: Generations,
-        ledger: Ledger,
+        reports: ReportReceiver,
         supervisor: Supervisor,
     ) -> None:
         self._start = start
         self._listeners = listeners
         self._generations = generations
-        self._ledger = ledger
+        self._reports = reports
         self._supervisor = supervisor
         self._running: dict[str, _Running] = {}
         self._reporting: set[str] = set()
@@ -94,7 +94,7 @@ class Crew:
             watch = Watch(events.wanted(EventKind.PULL))
             if watch.reports_pulls is not self._start.reports_pulls:
                 self._start = replace(self._start, reports_pulls=watch.reports_pulls)
-                await self._order(watch)
+                await self._command(watch)
             await changed.wait()
 
     def reloading(self, apply: _Apply) -> _Apply:
@@ -105,7 +105,7 @@ class Crew:
 
         async def reload(settings: Settings) -> Settings:
             applied = await apply(settings)
-            await self._put_in_force(applied, self._start.in_force.switched)
+            await self._activate(applied, self._start.active.switched)
             return applied
 
         return reload
@@ -113,19 +113,19 @@ class Crew:
     async def switch(self, upstreams: Mapping[str, Upstream]) -> None:
         """Stop workers from answering for upstreams whose offline mode the operator has changed."""
         live = (name for name, one in upstreams.items() if one.offline.live is not None)
-        await self._put_in_force(self._start.in_force.settings, frozenset(live))
+        await self._activate(self._start.active.settings, frozenset(live))
 
-    async def _put_in_force(self, settings: Settings, switched: frozenset[str]) -> None:
-        in_force = InForce(settings, self._generations.change_settings(), switched)
-        self._start = replace(self._start, in_force=in_force)
-        await self._order(in_force)
+    async def _activate(self, settings: Settings, switched: frozenset[str]) -> None:
+        active = ActiveSettings(settings, self._generations.change_settings(), switched)
+        self._start = replace(self._start, active=active)
+        await self._command(active)
 
     async def close(self, grace: float) -> None:
         """Stop all workers; running responses may take ``grace`` seconds."""
         self._is_stopping = True
         for listener in self._listeners:
             listener.close()
-        await self._order(Stop(grace))
+        await self._command(Stop(grace))
         with suppress(TimeoutError):
             async with asyncio.timeout(grace + _LATE_SECONDS):
                 while self._running:
@@ -133,10 +133,10 @@ class Crew:
                     await asyncio.sleep(0.01)  # its last report
         await self._supervisor.close()
 
-    async def _order(self, order: Order) -> None:
+    async def _command(self, command: Command) -> None:
         for running in list(self._running.values()):
             with suppress(OSError):  # it is about to be restarted
-                await running.channel.order(order)
+                await running.channel.send_command(command)
 
     async def _run(self, name: str, listener: socket.socket) -> None:
         """Run a worker until it ends. Raises ``WorkerEndedError`` unless it was told to."""
@@ -146,15 +146,15 @@ class Crew:
         try:
             with theirs:
                 process = await self._spawn(theirs, listener)
-            channel = await Channel.over(ours)
+            channel = await Channel.from_socket(ours)
         except BaseException:
             ours.close()
             raise
         self._running[name] = _Running(process, channel)
         try:
-            await channel.order(self._start)
+            await channel.send_command(self._start)
             while (frame := await self._report(name, channel)) is not None:
-                await self._ledger.add(name, frame)
+                await self._reports.add(name, frame)
                 self._reporting.add(name)
                 if len(self._reporting) == len(self._listeners):
                     self._all_report.set()
@@ -162,7 +162,7 @@ class Crew:
         finally:
             del self._running[name]
             self._reporting.discard(name)
-            self._ledger.forget(name)
+            self._reports.forget(name)
             channel.close()
             if process.returncode is None:
                 process.kill()
@@ -178,8 +178,8 @@ class Crew:
         seconds = HANG_SECONDS if name in self._reporting else HANG_SECONDS + _START_SECONDS
         receiving = asyncio.ensure_future(channel.receive())
         try:
-            for _ in range(int(seconds / _LOOK_SECONDS)):
-                done, _ = await asyncio.wait([receiving], timeout=_LOOK_SECONDS)
+            for _ in range(int(seconds / _CHECK_SECONDS)):
+                done, _ = await asyncio.wait([receiving], timeout=_CHECK_SECONDS)
                 if done or self._is_stopping:
                     return await receiving
             raise WorkerEndedError(
@@ -201,19 +201,19 @@ class Crew:
         )
 
 
-async def started(
+async def start_workers(
     stack: AsyncExitStack,
     settings: Settings,
     engine: Engine,
-    ledger: Ledger,
+    reports: ReportReceiver,
     listeners: Sequence[socket.socket],
-) -> Crew:
+) -> WorkerPool:
     """Return the running workers, one for each of ``listeners``; ``stack`` stops them."""
-    index, metrics, output = engine.storage.index, engine.metrics, ledger.output
+    index, metrics, output = engine.storage.index, engine.metrics, reports.output
     assert index.generations is not None
     limits = descriptor_limits(raise_limit(), settings.most_downloads)
     start = Start(
-        InForce(settings, index.generations.settings),
+        ActiveSettings(settings, index.generations.settings),
         index.file,
         relayed=max(1, limits.clients // len(listeners)),
         is_json=output.is_json,
@@ -221,8 +221,8 @@ async def started(
         reports_pulls=engine.events.wanted(EventKind.PULL),
     )
     supervisor = Supervisor(metrics.tasks, metrics.readiness)
-    crew = Crew(start, listeners, index.generations, ledger, supervisor)
-    stack.push_async_callback(crew.close, settings.shutdown_grace)
-    await crew.start()
-    supervisor.start("watched pulls", partial(crew.watch_pulls, engine.events))
-    return crew
+    pool = WorkerPool(start, listeners, index.generations, reports, supervisor)
+    stack.push_async_callback(pool.close, settings.shutdown_grace)
+    await pool.start()
+    supervisor.start("watched pulls", partial(pool.watch_pulls, engine.events))
+    return pool

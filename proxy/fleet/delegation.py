@@ -11,7 +11,7 @@ from proxy.core.names import Digest, Target
 from proxy.core.sources import Body, Place, Priority
 from proxy.fleet.leases import OPEN_SECONDS
 from proxy.fleet.peers import NotYet, PeerBody, Peers
-from proxy.fleet.protocol import BLOBS, Question
+from proxy.fleet.protocol import BLOBS, ContentRequest
 
 MAX_ASKED: Final = 3
 """Maximum number of replicas to try in turn; each may be full as well."""
@@ -19,7 +19,7 @@ MAX_ASKED: Final = 3
 _PAUSE: Final = 0.1
 
 
-class Delegating:
+class DelegatedSource:
     """The replicas with free space. ``others`` returns the addresses of those that are alive."""
 
     place: Final = Place.PEER
@@ -34,10 +34,10 @@ class Delegating:
         Raises ``BlobUnknown`` if none can store it, or this replica can.
         """
         if priority is Priority.PASS_THROUGH:
-            question = Question(BLOBS, target, digest, offset, live=True, begin=True)
+            wanted = ContentRequest(BLOBS, target, digest, offset, live=True, begin=True)
             for address in self._chosen(digest):
                 try:
-                    return await self._opened(address, question)
+                    return await self._opened(address, wanted)
                 except (NotFound, UpstreamFailure):
                     continue
         raise BlobUnknown(f"{target}@{digest}: no other replica fetches it")
@@ -58,12 +58,12 @@ class Delegating:
         known = [one for one in self._others() if not self._peers.is_skipped(one)]
         return sorted(known, key=weight)[:MAX_ASKED]
 
-    async def _opened(self, address: str, question: Question) -> PeerBody:
+    async def _opened(self, address: str, wanted: ContentRequest) -> PeerBody:
         """Return the body once the registry has answered there. Raises as ``Peers.open``."""
         end = time.monotonic() + OPEN_SECONDS
         while True:
             try:
-                return await self._peers.open(address, question)
+                return await self._peers.open(address, wanted)
             except NotYet:
                 if time.monotonic() > end:
                     raise

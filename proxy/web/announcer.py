@@ -10,8 +10,8 @@ from proxy.access.principals import Principal
 from proxy.core.names import Digest, Kind, is_digest
 from proxy.runtime.events import Emitter, EventKind
 from proxy.runtime.metrics import Outcome
-from proxy.web import audited
-from proxy.web.audited import Remembered
+from proxy.web import audit_events
+from proxy.web.audit_events import CachedPull
 
 if TYPE_CHECKING:
     from proxy.web.exchange import Exchange
@@ -42,11 +42,11 @@ class Announcer:
         if exchange.status == 200:
             if exchange.is_pull and self.announces_pulls:
                 self._pulled(exchange)
-        elif exchange.failure is not None and audited.verdict(exchange) is Verdict.DENIED:
+        elif exchange.failure is not None and audit_events.verdict(exchange) is Verdict.DENIED:
             self._deny(exchange)
 
     def repeated(
-        self, request: Remembered, principal: Principal, digest: Digest, size: int
+        self, request: CachedPull, principal: Principal, digest: Digest, size: int
     ) -> None:
         """Announce a pull that the response cache has answered."""
         self._emitter.emit(
@@ -99,7 +99,7 @@ def _because(exchange: "Exchange") -> str | None:
     """Return why a request was denied: the rule of access, or the message of a policy."""
     denial, failure = exchange.denial, exchange.failure
     if denial is not None:
-        return denial.because or audited.rule_text(denial)
+        return denial.because or audit_events.rule_text(denial)
     return None if failure is None else failure.message
 
 

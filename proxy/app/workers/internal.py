@@ -40,18 +40,18 @@ class _Client:
     certificate: Certificate | None
 
 
-class InsideServer(RegistryServer):
+class InternalServer(RegistryServer):
     """Answers relayed requests; it has no response cache, because workers have one."""
 
     def __init__(
         self, registry: Handler, own: Handler, clients: Clients, trusted: TrustedProxies
     ) -> None:
-        super().__init__(registry, own, _not_remembered, clients=clients, trusted=trusted)
+        super().__init__(registry, own, _never_cached, clients=clients, trusted=trusted)
         self._kwargs |= {"max_field_size": MAX_FIELD, "max_headers": MAX_HEADERS}
 
     def __call__(self) -> RequestHandler:
         """Return the protocol of one connection of a worker."""
-        return _InsideConnection(
+        return _InternalConnection(
             self, loop=self._loop, lookup=self._lookup, clients=self._clients, **self._kwargs
         )
 
@@ -63,7 +63,7 @@ class InsideServer(RegistryServer):
         writer: "AbstractStreamWriter",
         task: "asyncio.Task[None]",
     ) -> BaseRequest:
-        assert isinstance(protocol, _InsideConnection)
+        assert isinstance(protocol, _InternalConnection)
         client = _read(message.headers[CLIENT])
         protocol.client = client
         protocol.certificate = client.certificate
@@ -74,7 +74,7 @@ class InsideServer(RegistryServer):
         return request.clone(scheme="https", remote=request.remote or "")
 
 
-class _InsideConnection(Connection):
+class _InternalConnection(Connection):
     """A connection of a worker, which relays requests of many clients."""
 
     __slots__ = ("client",)
@@ -102,6 +102,6 @@ def _read(header: str) -> _Client:
     return _Client(said["address"], said["is_tls"], HttpVersion(*said["version"]), certificate)
 
 
-def _not_remembered(head: bytes, client: str | None, certificate: Certificate | None) -> None:
+def _never_cached(head: bytes, client: str | None, certificate: Certificate | None) -> None:
     """Never cache a request."""
     del head, client, certificate

@@ -9,7 +9,7 @@ from proxy.core.names import Digest, Tag, Target
 from proxy.core.records import TagRecord
 from proxy.repository.cool_downs import Served
 from proxy.repository.origins import Origin
-from proxy.repository.results import Described, Forward, Manifest
+from proxy.repository.results import Forward, Manifest, ManifestHead
 from proxy.runtime.metrics import Outcome
 from proxy.upstream.registry import NamedManifest
 
@@ -21,7 +21,7 @@ DELETED_WARNING: Final = "kept: upstream no longer has this tag"
 
 
 @dataclass(frozen=True, slots=True)
-class Pointed:
+class ResolvedTag:
     """The record of a tag, the outcome to report, and the seconds for which it stays fresh.
 
     ``served`` is the digest to serve: a younger one in ``record`` may be held.
@@ -52,9 +52,9 @@ class Refreshed:
     served: Digest
 
 
-def described(manifest: Manifest) -> Described:
+def described(manifest: Manifest) -> ManifestHead:
     """Return the answer to a HEAD for which a stale manifest was found."""
-    return Described(
+    return ManifestHead(
         manifest.descriptor,
         manifest.outcome,
         manifest.warning,

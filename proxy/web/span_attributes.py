@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp.web import BaseRequest
 
 from proxy.runtime.spans import Attributes
-from proxy.web.announced import readable
+from proxy.web.announcer import readable
 from proxy.web.exchange import Exchange
 
 MAX_TEXT: Final = 200

@@ -12,7 +12,7 @@ _UNKNOWN = Digest("")
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class UpdateOptions:
     """What to fetch of a chosen image; ``platforms`` None: those of the previous image."""
 
     platforms: Platforms | None
@@ -20,32 +20,32 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class UpdateRule:
     """Images and patterns, with what to fetch of them."""
 
     images: tuple[Named, ...]
-    choice: Choice
+    options: UpdateOptions
 
     def has(self, target: Target, tag: Tag) -> bool:
         """Return True if it names a tag."""
         return any(one.matches(target, tag, _UNKNOWN) for one in self.images)
 
 
-class Choices:
+class UpdateRules:
     """Decides what to fetch of a tag when it moves."""
 
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
-        self._chosen: tuple[Chosen, ...] = ()
+        self._rules: tuple[UpdateRule, ...] = ()
 
-    def use(self, chosen: Iterable[Chosen]) -> None:
+    def use(self, rules: Iterable[UpdateRule]) -> None:
         """Use these from now on, the first that names a tag; pins come last."""
-        self._chosen = tuple(chosen)
+        self._rules = tuple(rules)
 
-    def of(self, target: Target, tag: Tag) -> Choice | None:
+    def of(self, target: Target, tag: Tag) -> UpdateOptions | None:
         """Return what to fetch of a tag's image, None if the tag is not chosen."""
-        for chosen in self._chosen:
-            if chosen.has(target, tag):
-                return chosen.choice
+        for rule in self._rules:
+            if rule.has(target, tag):
+                return rule.options
         is_pinned = bool(self._pins.pinning(target, tag, _UNKNOWN))
-        return Choice(None, with_referrers=True) if is_pinned else None
+        return UpdateOptions(None, with_referrers=True) if is_pinned else None

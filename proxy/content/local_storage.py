@@ -9,7 +9,7 @@ from proxy.storage.disk import DiskStore
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class LocalStorage:
     """Files, facts and counters."""
 
     store: DiskStore

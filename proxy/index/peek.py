@@ -105,14 +105,16 @@ class Peek:
         self._counted_at = now
         if share >= _NEARLY_ALL or self._may_fill < 1 - share:
             return share >= _NEARLY_ALL
+        # Nothing more is read meanwhile, nor soon afterwards if the kernel does not keep the file.
+        allowed, self._may_fill = self._may_fill, 0.0
         for path in files:
             with suppress(OSError), path.open("rb") as opened:
                 if (size := path.stat().st_size) <= _MAX_FILLED:
                     page_cache.fill(opened.fileno(), size)
-        is_cached = min(map(_share, files)) >= _NEARLY_ALL
-        # A file that the kernel does not keep is not read again before all of it may be.
-        self._may_fill -= 1 - share if is_cached else self._may_fill
-        return is_cached
+        if min(map(_share, files)) < _NEARLY_ALL:
+            return False
+        self._may_fill = allowed - (1 - share)
+        return True
 
 
 def _blocks_read() -> int:

@@ -226,8 +226,9 @@ class Tags:
                 if is_stale := action is Action.SERVE_THEN_CHECK:
                     self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
                 served = await self.cool_downs.served(target, tag, record)
-                outcome = Outcome.STALE if is_stale else Outcome.HIT
-                return ResolvedTag(record, served, outcome, fresh)
+                return ResolvedTag(
+                    record, served, Outcome.STALE if is_stale else Outcome.HIT, fresh
+                )
             case Action.CHECK:
                 try:
                     max_age = self._max_age(target, tag, directive)

@@ -226,9 +226,8 @@ class Tags:
                 if is_stale := action is Action.SERVE_THEN_CHECK:
                     self._refreshes.start((target, tag), lambda: self._refresh(target, tag))
                 served = await self.cool_downs.served(target, tag, record)
-                return ResolvedTag(
-                    record, served, Outcome.STALE if is_stale else Outcome.HIT, fresh
-                )
+                outcome = Outcome.STALE if is_stale else Outcome.HIT
+                return ResolvedTag(record, served, outcome, fresh)
             case Action.CHECK:
                 try:
                     max_age = self._max_age(target, tag, directive)

@@ -24,7 +24,7 @@ _SLICE: Final = 500
 """Uses of one write: others wait while it runs."""
 
 _FRONT: Final = 500
-_ROUNDS: Final = 4
+_ROUNDS: Final = 20
 """Every few seconds, the times of so many of the coldest blobs are written, this many times over:
 the first eviction after a long time then finds few that it has to write."""
 

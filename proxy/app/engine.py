@@ -79,8 +79,7 @@ async def open_engine(
     None without clients. Raises ``ConfigError``.
     """
     metrics, router = Metrics(settings.upstreams), Router(settings)
-    events = Events(environment.clock)
-    tracer = tracing.open_tracer(stack, settings.tracing)
+    events, tracer = Events(environment.clock), tracing.open_tracer(stack, settings.tracing)
     storage = await storages.open_storage(stack, settings, router, metrics, environment.clock)
     content_events.connect(events, storage.content)
     stack.push_async_callback(storage.layout.publish_if_changed)

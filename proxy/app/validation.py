@@ -22,7 +22,6 @@ from proxy.core.errors import ConfigError, RegistryError
 from proxy.core.routing import Router
 from proxy.core.units import show_size
 from proxy.policies.rules import compile_rules
-from proxy.services.bundle import signatures
 from proxy.settings import Settings
 from proxy.upstream.credentials.choosing import check_credentials
 from proxy.upstream.transport import client_context
@@ -67,6 +66,10 @@ def warnings(settings: Settings) -> Iterator[str]:
     """Yield faults that do not affect serving: of rules, and of files that other commands read."""
     yield from review.warnings(settings)
     bundles = settings.bundles
+    if not bundles.trusted_keys and bundles.signing_key_file is None:
+        return
+    from proxy.services.bundle import signatures  # noqa: PLC0415 - cryptography, for bundles only
+
     for path in bundles.trusted_keys:
         for fault in _refusal(lambda path=path: signatures.read_public_keys(path)):  # type: ignore[misc]
             yield f"bundles.trusted_keys: {fault}; import refuses every bundle"

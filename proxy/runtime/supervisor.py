@@ -129,7 +129,8 @@ async def _failure(work: Work) -> BaseException | None:
     """Do the work once; return the exception that it raised, None if it ended normally.
 
     There are two cases of ``CancelledError``: this task is cancelled, which ends it, or something
-    that it awaited was cancelled, which is a failure like any other.
+    that it awaited was cancelled, which is a failure like any other. A failure while this task is
+    cancelled ends it too: a task group whose children fail then raises their errors instead.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -140,5 +141,7 @@ async def _failure(work: Work) -> BaseException | None:
             raise
         return error
     except Exception as error:
+        if task.cancelling():
+            raise asyncio.CancelledError from error
         return error
     return None

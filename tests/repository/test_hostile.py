@@ -363,10 +363,10 @@ async def test_t06_a_disconnect_while_content_is_dropped_leaves_it_storable(
     (proxy.storage / "blobs/sha256" / LAYER.removeprefix("sha256:")).unlink()
     drop, entered = blob_rows.drop, threading.Event()
 
-    def slow(db: Any, digests: Any) -> None:
+    def slow(db: Any, digests: Any) -> Any:
         entered.set()
         time.sleep(0.3)
-        drop(db, digests)
+        return drop(db, digests)
 
     monkeypatch.setattr(blob_rows, "drop", slow)
     leaving = asyncio.create_task(proxy.get(PATH))

@@ -34,7 +34,7 @@ OWNERS = {
     "fleet/leases.py": "survives what Redis raises, and waits for the rest at the end",
     "fleet/sources.py": "asks several replicas, and takes the first that answers",
     "app/workers/process.py": "waits for them at the end of the process",
-    "app/workers/crew.py": "waits for a worker's report, and ends the wait",
+    "app/workers/pool.py": "waits for a worker's report, and ends the wait",
     "services/jobs.py": "keeps the failure in the job",
     "web/admin/api/streams.py": "waits for the next event, and ends the wait",
     "cli/clients/checking.py": "waits for it at the end of the command",
@@ -109,11 +109,32 @@ async def test_t60_the_index_writes_uses_after_a_failure(
     assert await failures(proxy, "index flush") == (1, 1)
 
 
+async def test_work_that_fails_while_it_is_cancelled_is_not_restarted() -> None:
+    entered = asyncio.Event()
+
+    async def fail_at_the_end() -> None:
+        async def child() -> None:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                raise LookupError("the session is closed")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(child())
+            await asyncio.sleep(0)
+            entered.set()
+
+    tasks = Supervisor()
+    tasks.start("work", fail_at_the_end)
+    await entered.wait()
+    await asyncio.wait_for(tasks.close(), 10)
+
+
 async def test_t60_feeds_are_read_after_a_failure(
     start: Start, tmp_path: Path, flaky: Callable[..., Flaky], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(in_use, "WATCH_SECONDS", 0.01)
-    read = flaky(Feeds, "keep", 1)
+    read = flaky(Feeds, "save", 1)
     proxy = await start(storage={"in_use_file": str(tmp_path / "in-use")})
     await until(lambda: read.calls > 1)
     assert await failures(proxy, "feeds") == (1, 1)

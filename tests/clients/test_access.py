@@ -278,8 +278,12 @@ def test_a_pull_secret_is_the_login_for_a_registry_that_is_asked_as_its_clients(
         with pytest.raises(PullError):
             kubelet.pull(secret, right[0], "wrong")
         kubelet.pull(f"docker.io/{shelf.tiny.by_tag}")
-        stored = proxy.events("request")
-        assert {line["outcome"] for line in stored if line.get("status") == 200} >= {"hit", "miss"}
+
+        def outcomes() -> set[str]:
+            lines = proxy.events("request")
+            return {line["outcome"] for line in lines if line.get("status") == 200}
+
+        wait_until(lambda: outcomes() >= {"hit", "miss"}, "request lines of the second pull")
         assert right[1] not in proxy.log()
 
 
